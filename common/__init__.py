@@ -1,0 +1,1 @@
+"""Leaf helpers that every other package may use and that use none of them."""

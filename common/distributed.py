@@ -1,0 +1,89 @@
+"""One process or many: the same calls, which do nothing where there is one process."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def initialise(device: torch.device) -> None:
+    """Join the process group that `torchrun` describes in the environment; without it, stay alone.
+
+    NCCL for CUDA devices, gloo (on loopback unless the user chose an interface) for the CPU.
+    """
+    if "RANK" not in os.environ or dist.is_initialized():
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if backend == "gloo" and os.environ.get("MASTER_ADDR", "127.0.0.1") in ("127.0.0.1", "localhost"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+
+
+def finalise() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process among all processes, from 0 (0 before `initialise`)."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes (1 before `initialise`)."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def local_rank() -> int:
+    """This process among those of its machine, from 0; the index of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def pick_device(choice: str = "auto") -> torch.device:
+    """`auto` (a GPU when there is one), `cpu` or `cuda`; the GPU is the one of this local rank."""
+    if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank())
+    torch.cuda.set_device(device)
+    return device
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_reduce(tensor: Tensor, operation: str = "sum") -> Tensor:
+    """Reduce in place over all processes (`sum`, `mean`, `min` or `max`) and return the tensor."""
+    if world_size() > 1:
+        if operation == "mean":
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+            tensor /= world_size()
+        else:
+            dist.all_reduce(tensor, op=getattr(dist.ReduceOp, operation.upper()))
+    return tensor
+
+
+def all_gather_objects(value: Any) -> list[Any]:
+    """The values of all processes, in order of rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value, on every process."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]

@@ -1,0 +1,1 @@
+"""Published configurations, and the schema that every configuration is checked against."""

@@ -1,0 +1,333 @@
+"""The root configuration: sections put together, relations between them, and everything derived from them.
+
+    YAML (this project's or the reference's) -> Source -> VFMVAEExperiment -> trainer and tools
+
+Imports no torch. All problems that need no weights are found here, together, before any network is built.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, create_model
+
+from common.config import (
+    Problem,
+    Relation,
+    Source,
+    StrictModel,
+    apply_overrides,
+    load_source,
+    report,
+    validate,
+)
+from common.errors import ConfigError
+from common.registry import closest
+from configs.reference import is_reference_layout, translate
+from data.config import DataConfig
+from losses import LOSSES
+from networks.config import DecoderConfig, EncoderConfig, LatentConfig, TokenizerConfig, tokenizer_relations
+from trainer.config import (
+    CheckpointConfig,
+    DiscriminatorConfig,
+    EquivarianceConfig,
+    LoggingConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainingConfig,
+)
+from trainer.systems import SYSTEMS
+
+# One optional field per registered loss: the YAML composes the objective by naming them.
+LossesConfig: type[StrictModel] = create_model(
+    "LossesConfig",
+    __base__=StrictModel,
+    __doc__="The terms of the objective, by name; a term that is not named does not exist.",
+    **{name: (entry.config | None, Field(None, description=entry.summary)) for name, entry in LOSSES.items()},
+)
+
+
+class VFMVAEExperiment(StrictModel):
+    """A run of the system `vfm_vae`: training of a tokenizer on a frozen vision foundation model."""
+
+    system: Literal["vfm_vae"] = Field("vfm_vae", description="What is trained.")
+    run: RunConfig
+    data: DataConfig
+    encoder: EncoderConfig
+    latent: LatentConfig
+    decoder: DecoderConfig
+    equivariance: EquivarianceConfig = EquivarianceConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    losses: LossesConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    def tokenizer(self) -> TokenizerConfig:
+        """The part that decides the shape of the tokenizer."""
+        return TokenizerConfig(
+            img_resolution=self.data.resolution,
+            encoder=self.encoder,
+            latent=self.latent,
+            decoder=self.decoder,
+            alignment_head=bool(self.losses.vf and self.losses.vf.enabled),
+        )
+
+    def enabled_losses(self) -> dict[str, StrictModel]:
+        """The terms that take part in the run, by name."""
+        named = {name: getattr(self.losses, name) for name in LOSSES}
+        return {name: term for name, term in named.items() if term is not None and term.enabled}
+
+
+EXPERIMENTS: dict[str, type[StrictModel]] = {"vfm_vae": VFMVAEExperiment}
+
+
+# --- relations between sections ------------------------------------------------------------------------------
+
+
+def _vf_needs_last_layer(c) -> str | None:
+    if c.losses.vf and c.losses.vf.enabled and -1 not in c.encoder.patch_from_layers:
+        return (
+            f"found {c.encoder.patch_from_layers}, expected a list that contains -1: losses.vf aligns with that layer."
+        )
+    return None
+
+
+def _multiscale_resolutions_exist(c) -> str | None:
+    if not (c.losses.multiscale_pixel and c.losses.multiscale_pixel.enabled):
+        return None
+    if not c.decoder.use_multiscale_output:
+        return "needs decoder.use_multiscale_output: true, found false."
+    sides = c.decoder.block_resolutions(c.data.resolution)[:-1]
+    wrong = [side for side in c.losses.multiscale_pixel.weights if side not in sides]
+    return f"found resolution {wrong[0]}, expected some of {sides} (the blocks below the last)." if wrong else None
+
+
+def _no_reconstruction_loss(c) -> str | None:
+    if not any(term and term.enabled for term in (getattr(c.losses, name) for name in LOSSES)):
+        return f"no loss has a weight above 0; name at least one of {', '.join(LOSSES)}."
+    return None
+
+
+def _batch_divides(c) -> str | None:
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if c.training.batch_size % (ranks * c.training.accumulate_gradients):
+        return (
+            f"{c.training.batch_size} is not divisible by {ranks} ranks x "
+            f"training.accumulate_gradients {c.training.accumulate_gradients}."
+        )
+    return None
+
+
+def _windows(name: str):
+    def check(c) -> str | None:
+        term = getattr(c.losses, name)
+        if term is None or term.end_kimg is None or term.end_kimg > term.start_kimg:
+            return None
+        return f"end_kimg {term.end_kimg:g} is not after start_kimg {term.start_kimg:g}; the term would never count."
+
+    return check
+
+
+def _total_after_start(c) -> str | None:
+    if c.training.total_kimg <= c.training.init_kimg:
+        return f"found {c.training.total_kimg:g}, expected more than training.init_kimg {c.training.init_kimg:g}."
+    return None
+
+
+def _conditional_decoder_has_labels(c) -> str | None:
+    if c.decoder.conditional and c.data.label_type == "none":
+        return "true needs labels; set data.label_type."
+    return None
+
+
+def _cls2text_needs_table(c) -> str | None:
+    if c.data.label_type == "cls2text" and c.data.cls_to_text_path is None:
+        return (
+            "missing, but data.label_type is cls2text; give the JSON from class index to text, or set label_type: none."
+        )
+    return None
+
+
+def _gan_needs_discriminator(c) -> str | None:
+    for loss, switch in (
+        ("stylegan_t", "use_stylegan_t_discriminator"),
+        ("patchgan", "use_patchgan_discriminator"),
+        ("feature_matching", "use_patchgan_discriminator"),
+    ):
+        term = getattr(c.losses, loss)
+        if term and term.enabled and not getattr(c.discriminator, switch):
+            return f"losses.{loss} has a weight but discriminator.{switch} is false."
+    return None
+
+
+RELATIONS: tuple[Relation, ...] = (
+    *tokenizer_relations("data.resolution", lambda c: c.data.resolution),
+    Relation(("encoder.patch_from_layers", "losses.vf"), _vf_needs_last_layer),
+    Relation(
+        ("losses.multiscale_pixel", "decoder.use_multiscale_output", "decoder.num_blocks", "data.resolution"),
+        _multiscale_resolutions_exist,
+    ),
+    Relation(("losses",), _no_reconstruction_loss),
+    Relation(("training.batch_size", "training.accumulate_gradients"), _batch_divides),
+    *(Relation((f"losses.{name}",), _windows(name)) for name in LOSSES),
+    Relation(("training.total_kimg", "training.init_kimg"), _total_after_start),
+    Relation(("decoder.conditional", "data.label_type"), _conditional_decoder_has_labels),
+    Relation(("data.cls_to_text_path", "data.label_type"), _cls2text_needs_table),
+    Relation(("discriminator", "losses"), _gan_needs_discriminator),
+)
+
+
+# --- what a run needs from outside, and what is not built yet --------------------------------------------------
+
+
+PATH_KEYS = (
+    "data.path",
+    "data.filter_keys_path",
+    "data.cls_to_text_path",
+    "training.init_from",
+    "discriminator.dino_path",
+    "losses.perceptual.vgg16_path",
+    "losses.clip.clip_path",
+)
+
+
+def missing_paths(values: Mapping[str, Any]) -> list[Problem]:
+    """Files and folders that the values of a configuration name and that are not here."""
+    problems = []
+    for key in PATH_KEYS:
+        value = _value_at(values, key)
+        if isinstance(value, str) and "://" not in value and not Path(value).expanduser().exists():
+            problems.append(Problem(key, f"found {value!r}, which does not exist{_nearest_path(value)}."))
+    name = _value_at(values, "encoder.vfm_name")
+    if isinstance(name, str) and _looks_local(name) and not Path(name).expanduser().exists():
+        problems.append(
+            Problem("encoder.vfm_name", f"found {name!r}, which does not exist; give a folder or a hub id.")
+        )
+    return problems
+
+
+def _value_at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
+def _looks_local(name: str) -> bool:
+    """A hub id has at most one slash and starts with neither a dot, a slash nor a tilde."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _nearest_path(value: str) -> str:
+    parent = Path(value).parent
+    siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+    near = closest(Path(value).name, siblings)
+    return f" (closest in that folder: {near})" if near else ""
+
+
+def not_built(c: VFMVAEExperiment) -> list[Problem]:
+    """Published options that the configuration switches on and that this version does not implement."""
+    problems = [
+        Problem(f"losses.{name}", f"the loss {name!r} has weight {term.weight:g}, but is not built yet.")
+        for name, term in c.enabled_losses().items()
+        if LOSSES[name].target is None
+    ]
+    rules: tuple[tuple[bool, str, str], ...] = (
+        (c.latent.compression_mode == "discrete", "latent.compression_mode", "the discrete mode"),
+        (c.decoder.conditional, "decoder.conditional", "the conditional decoder"),
+        (c.decoder.use_cross_attn, "decoder.use_cross_attn", "cross-attention"),
+        (not c.decoder.use_convnext, "decoder.use_convnext", "the decoder without ConvNeXt layers"),
+        (
+            not c.decoder.use_multiscale_output,
+            "decoder.use_multiscale_output",
+            "the decoder without multi-scale output",
+        ),
+        (c.discriminator.enabled, "discriminator", "the discriminator"),
+        (c.training.precision == "fp16", "training.precision", "fp16 with loss scaling"),
+        (c.data.label_type == "text", "data.label_type", "training on captions"),
+        ("://" in c.data.path, "data.path", "reading shards from a URL"),
+        (c.logging.tensorboard, "logging.tensorboard", "the TensorBoard back-end"),
+    )
+    return problems + [Problem(key, f"{what} is not built yet.") for active, key, what in rules if active]
+
+
+# --- loading ---------------------------------------------------------------------------------------------------
+
+
+class LoadedConfig:
+    """A checked configuration with where it came from and what it lacks.
+
+    Attributes:
+        config: the resolved configuration.
+        missing: paths that do not exist.
+        unavailable: options that are not built yet.
+        notes: what the translation of a reference file left out or decided, for the user to read.
+    """
+
+    def __init__(self, config: VFMVAEExperiment, source: Source, notes: Sequence[str]):
+        self.config = config
+        self.source = source
+        self.notes = list(notes)
+        self.missing = missing_paths(source.values)
+        self.unavailable = not_built(config)
+
+    def warnings(self) -> str:
+        """What is missing or not built, as a text for `--print-config` and `--dry-run`; empty if nothing is."""
+        problems = self.missing + self.unavailable
+        return report(self.source, problems) if problems else ""
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), require_runnable: bool = False) -> LoadedConfig:
+    """Read, translate if it is a reference file, override and check a configuration.
+
+    Args:
+        path: a YAML of this project or of the reference.
+        overrides: `section.key=value`, in this project's names also for a translated file.
+        require_runnable: missing paths and options that are not built yet join the other problems.
+
+    Raises: ConfigError that lists every problem.
+    """
+    source = load_source(path)
+    notes: list[str] = []
+    problems: list[Problem] = []
+    if is_reference_layout(source.values):
+        source, notes, problems = translate(source)
+    source = apply_overrides(source, overrides)
+    return check(source, notes, problems, require_runnable)
+
+
+def check(
+    source: Source,
+    notes: Sequence[str] = (),
+    earlier: Sequence[Problem] = (),
+    require_runnable: bool = False,
+) -> LoadedConfig:
+    """Validate a source with all relations.
+
+    Raises: ConfigError that lists every problem, the `earlier` ones first.
+    """
+    assert set(EXPERIMENTS) == set(SYSTEMS)
+    system = source.values.get("system", "vfm_vae")
+    if system not in EXPERIMENTS:
+        known = ", ".join(EXPERIMENTS)
+        message = f"found {system!r}, expected one of {known}. Closest: {closest(str(system), EXPERIMENTS)}."
+        raise ConfigError(report(source, [Problem("system", message)]))
+    config, problems = validate(EXPERIMENTS[system], source.values, RELATIONS)
+    problems = [*earlier, *problems]
+    if require_runnable:
+        problems += missing_paths(source.values) + (not_built(config) if config else [])
+    if problems or config is None:
+        raise ConfigError(report(source, problems))
+    return LoadedConfig(config, source, notes)
+
+
+def dump(config: StrictModel) -> dict[str, Any]:
+    """A configuration as plain YAML and JSON values; loading it again gives an equal configuration."""
+    return config.model_dump(mode="json")
+
+
+__all__ = ["EXPERIMENTS", "LoadedConfig", "LossesConfig", "VFMVAEExperiment", "check", "dump", "load_config"]

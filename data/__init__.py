@@ -1,0 +1,1 @@
+"""Data: sources -> order -> decode -> augment -> batches. Import what you need from the modules."""

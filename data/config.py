@@ -1,0 +1,38 @@
+"""Configuration of the training data. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from common.config import StrictModel
+
+
+class DataConfig(StrictModel):
+    """Where images come from, in which order, and how they are prepared."""
+
+    source: Literal["webdataset", "folder", "zip"] = Field("webdataset", description="Kind of data set at `path`.")
+    path: str = Field(description="Folder that holds *.tar shards (searched recursively), image folder, or .zip file.")
+    resolution: PositiveInt = Field(256, description="Side of the training images in pixels.")
+    label_type: Literal["none", "cls2text", "cls2id", "text"] = Field(
+        "none", description="Labels of the batches: none, class texts, class indices, captions."
+    )
+    cls_to_text_path: str | None = Field(None, description="JSON from class index to text (label_type cls2text).")
+    filter_keys_path: str | None = Field(
+        None, description="List of sample keys to keep: .txt, .json, or a .pkl of a list of strings."
+    )
+    data_augmentation: bool = Field(True, description="Random square crop and horizontal flip; else a centre crop.")
+    color_augmentation: bool = Field(False, description="Random channel permutation and inversion (small data sets).")
+    one_epoch: bool = Field(False, description="End the run when every sample has been seen once.")
+    shuffle_window_shards: PositiveInt = Field(16, description="Samples are permuted within windows of so many shards.")
+    workers: NonNegativeInt = Field(3, description="Loader processes per rank; 0: the training process itself.")
+    prefetch_batches: PositiveInt = Field(4, description="Micro-batches that each worker prepares ahead.")
+    max_skip_fraction: float = Field(
+        0.01, ge=0, le=1, description="Share of unreadable samples above which the run stops."
+    )
+    max_size: PositiveInt | None = Field(None, description="Use a random subset of so many images (folder, zip).")
+    xflip: bool = Field(False, description="Also list every image mirrored (folder, zip).")
+    index_dir: str | None = Field(
+        None, description="Where shard indices are cached; null: `.shard_index` beside the shards."
+    )

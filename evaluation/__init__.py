@@ -1,0 +1,1 @@
+"""Evaluation: what the tools call to reconstruct images and to measure them."""

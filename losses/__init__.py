@@ -1,0 +1,58 @@
+"""Losses compute scalars. Each is one file; the objective composes them by the names registered here.
+
+Adding one: write `losses/<name>.py` with a `Loss`, and add a line to `LOSSES`; it can then be used by that name
+in the `losses:` section of a YAML. A loss with options of its own also has a model in `losses/config.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.config import StrictModel
+from common.registry import Registry
+from losses import config as models
+
+
+@dataclass(frozen=True)
+class LossEntry:
+    """A loss that a YAML may name.
+
+    Args:
+        target: `module:Class`, or None where this version does not implement it yet.
+        config: the model of its options.
+        summary: one line for the documentation of the configuration.
+    """
+
+    target: str | None
+    config: type[StrictModel]
+    summary: str
+
+
+LOSSES: Registry = Registry(
+    "loss",
+    {
+        "l1_pixel": LossEntry("losses.pixel:L1Loss", models.TermConfig, "Mean absolute pixel difference."),
+        "l2_pixel": LossEntry("losses.pixel:L2Loss", models.TermConfig, "Mean squared pixel difference."),
+        "multiscale_pixel": LossEntry(
+            "losses.pixel:MultiscaleLoss", models.MultiscaleConfig, "L1 on the images of intermediate resolutions."
+        ),
+        "perceptual": LossEntry("losses.lpips:LPIPSLoss", models.LPIPSConfig, "LPIPS (VGG16, v0.1)."),
+        "efficientnet_perceptual": LossEntry(
+            "losses.efficientnet_perceptual:EfficientNetPerceptualLoss",
+            models.TermConfig,
+            "Feature distance on EfficientNet-Lite0, whose weights are a dependency. Not LPIPS.",
+        ),
+        "kl": LossEntry("losses.kl:KLLoss", models.TermConfig, "KL divergence of the posterior from N(0, I)."),
+        "vf": LossEntry(
+            "losses.vf_alignment:VFAlignmentLoss", models.VFAlignmentConfig, "Alignment with the encoder's features."
+        ),
+        "ssim": LossEntry(None, models.TermConfig, "1 - SSIM."),
+        "stylegan_t": LossEntry(None, models.StyleGANTTermConfig, "Adversarial: StyleGAN-T discriminator."),
+        "patchgan": LossEntry(None, models.PatchGANTermConfig, "Adversarial: PatchGAN discriminator."),
+        "feature_matching": LossEntry(None, models.TermConfig, "Feature matching of the PatchGAN discriminator."),
+        "matching_aware": LossEntry(None, models.TermConfig, "Discriminator on shuffled labels."),
+        "clip": LossEntry(None, models.CLIPTermConfig, "CLIP angle between image and label text."),
+        "vq": LossEntry(None, models.TermConfig, "Codebook and commitment loss (discrete mode)."),
+        "entropy": LossEntry(None, models.TermConfig, "Codebook entropy loss (discrete mode)."),
+    },
+)

@@ -1,0 +1,1 @@
+"""Networks compute tensors: encoders, bottleneck, decoder. Import what you need from the modules."""

@@ -1,0 +1,310 @@
+"""Configuration of a tokenizer: encoder, latent, decoder. Leaf keys keep the published names. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from common.config import Relation, StrictModel
+from common.errors import UserError
+from networks.encoders import FAMILIES, resolve_family, resolve_patch_size
+
+
+class EncoderConfig(StrictModel):
+    """The frozen vision foundation model."""
+
+    vfm_name: str = Field(description="Folder or hub id of the model.")
+    family: str | None = Field(None, description="Encoder family; null: told from the model's config or name.")
+    revision: str | None = Field(None, description="Hub revision (commit, tag); null: the newest.")
+    scale_factor: PositiveFloat = Field(description="Images are resized by this before the encoder.")
+    patch_from_layers: list[int] = Field(
+        min_length=1,
+        description="Which hidden states are fused: 0 embeddings, k block k, -1 the last, normalised.",
+    )
+    patch_in_dimensions: list[PositiveInt] = Field(min_length=1, description="Channels of each of these layers.")
+
+    def resolved_family(self) -> str:
+        """The registry name of the family. Raises UserError if it cannot be told."""
+        return resolve_family(self.vfm_name, self.family)
+
+    def patch_size(self) -> int:
+        """Side in pixels behind one token."""
+        return resolve_patch_size(self.vfm_name, self.resolved_family())
+
+    def interpolation(self) -> str:
+        """How the losses resize target images for this family."""
+        return FAMILIES[self.resolved_family()].interpolation
+
+
+class LatentConfig(StrictModel):
+    """From the encoder's layers to the latent: projections, fusion and the bottleneck."""
+
+    compression_mode: Literal["continuous", "discrete"] = Field("continuous", description="KL posterior or codebooks.")
+    how_to_compress: Literal["attnproj", "conv"] = Field(
+        "attnproj", description="Projections: attention or 1x1 convolution."
+    )
+    patch_out_dimensions: list[PositiveInt] = Field(
+        min_length=1, description="Channels of each layer after its projection."
+    )
+    attnproj_quant_layers: PositiveInt = Field(1, description="Blocks in every attention projection.")
+    resolution_compression_factor: PositiveInt = Field(16, description="Image side over latent side.")
+    z_dimension: PositiveInt = Field(32, description="Latent channels (continuous).")
+    vocab_width: PositiveInt = Field(64, description="Latent channels (discrete), over all codebooks.")
+    vocab_size: PositiveInt = Field(32768, description="Codes (discrete), over all codebooks.")
+    vocab_beta: float = Field(0.25, description="Commitment weight (discrete).")
+    use_entropy_loss: bool = Field(False, description="Compute the codebook entropy loss (discrete).")
+    entropy_temp: PositiveFloat = Field(0.01, description="Its temperature (discrete).")
+    num_codebooks: PositiveInt = Field(8, description="Codebooks (discrete).")
+
+    def channels(self) -> int:
+        """Channels of the latent."""
+        return self.z_dimension if self.compression_mode == "continuous" else self.vocab_width
+
+
+class DecoderConfig(StrictModel):
+    """From the latent back to pixels: expansion, mapping network and progressive synthesis."""
+
+    conditional: bool = Field(False, description="Label-conditional decoder.")
+    label_type: Literal["cls2text", "cls2id", "text"] = Field("cls2text", description="Kind of label, if conditional.")
+    label_dim: NonNegativeInt = Field(1000, description="Number of classes, if conditional on class ids.")
+    how_to_decompress: Literal["attnproj", "conv"] = Field(
+        "attnproj", description="Expansion: attention or 1x1 convolution."
+    )
+    decompress_factor: PositiveInt = Field(16, description="Expansion output channels over latent channels.")
+    attnproj_post_quant_layers: PositiveInt = Field(1, description="Blocks in the expansion.")
+    z_pooled_resolution: PositiveInt = Field(
+        1, description="Side to which the latent is pooled for the mapping network."
+    )
+    z_dim_for_mapping_mlp_output: PositiveInt = Field(128, description="Width of the style vector w.")
+    num_blocks: PositiveInt = Field(6, description="Synthesis blocks; the last one runs at full resolution.")
+    channel_base: PositiveInt = Field(32768, description="Channels at 256 times the relative resolution.")
+    channel_max: PositiveInt = Field(512, description="Most channels of a block.")
+    num_res_blocks: PositiveInt = Field(3, description="Residual groups per block.")
+    add_additional_convnext: bool = Field(True, description="3 layers instead of 2 per group in blocks 0 to 3.")
+    concat_z_block_indices: list[NonNegativeInt] = Field([], description="Blocks that the latent is concatenated to.")
+    concat_z_mapped_dims: list[PositiveInt] = Field(
+        [], description="Width of the latent branch, indexed by block; empty: the branch keeps its natural width."
+    )
+    how_to_process_concat_z: Literal["unshuffle", "pooling"] = Field(
+        "unshuffle", description="How a branch reaches a side below the latent's."
+    )
+    activation_for_concat_z: Literal["lrelu", "silu", "gelu"] = Field("gelu", description="Activation in the branches.")
+    attn_block_indices: list[NonNegativeInt] = Field([], description="Blocks with attention.")
+    attn_depths: list[PositiveInt] = Field([], description="Attention layers of each of these blocks.")
+    attn_heads: PositiveInt = Field(8, description="Attention heads.")
+    attn_ff_mult: PositiveInt = Field(4, description="Width of the attention's feed-forward layer over its input.")
+    use_self_attn: bool = Field(True, description="Self-attention in the attention blocks.")
+    use_cross_attn: bool = Field(False, description="Cross-attention to text tokens in the attention blocks.")
+    use_convnext: bool = Field(True, description="Modulated ConvNeXt layers; false: StyleGAN-T-like convolutions.")
+    use_gaussian_blur: bool = Field(True, description="Fixed blur after every upsampler.")
+    use_multiscale_output: bool = Field(True, description="An RGB image per block from an upsampled feature sum.")
+    legacy: bool | None = Field(
+        None,
+        description="Fixed-noise injection of the released weights; null: what the checkpoint has, else off.",
+    )
+    num_fp16_res: NonNegativeInt = Field(3, description="Highest-resolution blocks in fp16 when precision is fp16.")
+    conv_clamp: PositiveFloat | None = Field(256, description="Clamp of activations (StyleGAN-T-like path only).")
+
+    def block_resolutions(self, img_resolution: int) -> list[int]:
+        """Output side of each synthesis block, smallest first."""
+        return [img_resolution >> (self.num_blocks - 1 - k) for k in range(self.num_blocks)]
+
+    def block_channels(self, img_resolution: int) -> list[int]:
+        """C_k = min(channel_base / (256 R_k / S), channel_max) of each block."""
+        relative = [int(r / (img_resolution / 256)) for r in self.block_resolutions(img_resolution)]
+        return [min(self.channel_base // max(r, 1), self.channel_max) for r in relative]
+
+
+class TokenizerConfig(StrictModel):
+    """Everything that decides the shape of a tokenizer."""
+
+    img_resolution: PositiveInt = Field(description="Side of the images that the model is built for.")
+    encoder: EncoderConfig
+    latent: LatentConfig
+    decoder: DecoderConfig
+    alignment_head: bool = Field(False, description="Carry the projection to VFM features that the VF loss needs.")
+
+    def latent_side(self) -> int:
+        """Side of the latent grid at the resolution that the model is built for."""
+        return self.img_resolution // self.latent.resolution_compression_factor
+
+
+# --- relations between keys ----------------------------------------------------------------------------------
+# `c` is any object with the sections `encoder`, `latent`, `decoder`; `resolution_key` says where the image side is.
+
+
+def _lists_of_equal_length(c) -> str | None:
+    counts = (len(c.encoder.patch_from_layers), len(c.encoder.patch_in_dimensions), len(c.latent.patch_out_dimensions))
+    if len(set(counts)) == 1:
+        return None
+    return (
+        f"{counts[0]} layers {c.encoder.patch_from_layers}, but encoder.patch_in_dimensions has {counts[1]} and "
+        f"latent.patch_out_dimensions has {counts[2]} values; give one value per layer in all three lists."
+    )
+
+
+def _projection_widths(c) -> str | None:
+    for n_in, n_out in zip(c.encoder.patch_in_dimensions, c.latent.patch_out_dimensions):
+        if n_in < n_out:
+            return f"a layer of {n_in} channels cannot be projected to {n_out}; the projection must not be wider."
+        if c.latent.how_to_compress == "attnproj" and n_in % n_out:
+            return f"attention projects {n_in} channels only to a divisor of {n_in}, found {n_out}."
+    return None
+
+
+def _known_family(c) -> str | None:
+    try:
+        c.encoder.resolved_family()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _attention_depths(c) -> str | None:
+    blocks, depths = c.decoder.attn_block_indices, c.decoder.attn_depths
+    if len(blocks) != len(depths):
+        return f"{len(depths)} depths {depths} for {len(blocks)} attention blocks {blocks}; give one depth per block."
+    return None
+
+
+def _block_indices(key: str):
+    def check(c) -> str | None:
+        indices = getattr(c.decoder, key)
+        wrong = [i for i in indices if i >= c.decoder.num_blocks]
+        if wrong:
+            return f"block {wrong[0]} does not exist; decoder.num_blocks is {c.decoder.num_blocks} (0 to {c.decoder.num_blocks - 1})."
+        if len(set(indices)) != len(indices):
+            return f"found {indices}, expected each block at most once."
+        return None
+
+    return check
+
+
+def _first_block_takes_latent(c) -> str | None:
+    if 0 not in c.decoder.concat_z_block_indices:
+        return f"found {c.decoder.concat_z_block_indices}, expected a list that contains 0: block 0 has no other input."
+    return None
+
+
+def _mapped_dims_cover_blocks(c) -> str | None:
+    dims = c.decoder.concat_z_mapped_dims
+    needed = max(c.decoder.concat_z_block_indices, default=-1) + 1
+    if dims and len(dims) < needed:
+        return (
+            f"{len(dims)} widths for blocks up to {needed - 1}; the list is indexed by block, so give {needed} values."
+        )
+    wrong = [dims[i] for i in c.decoder.concat_z_block_indices if dims and dims[i] > 32 and dims[i] % 32]
+    if wrong:
+        return f"found a width of {wrong[0]}, expected at most 32 or a multiple of 32 (32 normalisation groups)."
+    return None
+
+
+def _block_channels_divide(c, side: int) -> str | None:
+    channels = c.decoder.block_channels(side)
+    for k, width in enumerate(channels):
+        groups = min(32, width // 4) if c.decoder.use_convnext else 32
+        if groups == 0 or width % groups:
+            return f"gives block {k} {width} channels, expected a multiple of {max(groups, 4)} for its group norm."
+        if k in c.decoder.attn_block_indices and width % c.decoder.attn_heads:
+            return (
+                f"gives block {k} {width} channels, expected a multiple of its {c.decoder.attn_heads} attention heads."
+            )
+    return None
+
+
+def _resolution_divides(c, side: int) -> str | None:
+    factor, blocks = c.latent.resolution_compression_factor, c.decoder.num_blocks
+    if side % factor:
+        return f"{side} is not divisible by latent.resolution_compression_factor {factor}."
+    if side % (1 << (blocks - 1)):
+        return f"{side} is not divisible by {1 << (blocks - 1)}, as decoder.num_blocks {blocks} needs."
+    latent = side // factor
+    first = side >> (blocks - 1)
+    if first < 2:
+        return f"{side} leaves block 0 a side of {first}; use at most {side.bit_length() - 1} blocks."
+    for resolution in c.decoder.block_resolutions(side):
+        if max(resolution, 2 * latent) % min(resolution, 2 * latent):
+            return f"{side} gives blocks of {resolution} pixels, which no whole factor ties to the latent's {latent}."
+    return None
+
+
+def _encoder_grid(c, side: int) -> str | None:
+    patch, scale = c.encoder.patch_size(), c.encoder.scale_factor
+    scaled = side * scale
+    if scaled % patch:
+        return (
+            f"{side} x encoder.scale_factor {scale:g} = {scaled:g} pixels is not divisible by the patch size {patch}."
+        )
+    grid, latent = int(scaled // patch), side // c.latent.resolution_compression_factor
+    if latent == 0 or grid < latent or grid % latent:
+        return (
+            f"the encoder's grid at {side} pixels is {grid} x {grid} tokens (scale_factor {scale:g}, patch {patch}), "
+            f"expected a multiple of the latent's {latent} x {latent}."
+        )
+    return None
+
+
+def _fused_width_fits_head(c, side: int) -> str | None:
+    if c.latent.how_to_compress != "attnproj":
+        return None
+    latent = side // c.latent.resolution_compression_factor
+    unshuffle = int(side * c.encoder.scale_factor // c.encoder.patch_size()) // latent
+    fused = sum(c.latent.patch_out_dimensions) * unshuffle**2
+    head = c.latent.channels() * (2 if c.latent.compression_mode == "continuous" else 1)
+    if max(fused, head) % min(fused, head):
+        return (
+            f"the fused layers have {fused} channels ({' + '.join(map(str, c.latent.patch_out_dimensions))}, times "
+            f"{unshuffle**2}) and the head {head}; attention projects only where one divides the other."
+        )
+    return None
+
+
+def tokenizer_relations(resolution_key: str, side) -> list[Relation]:
+    """The rules between the keys of a tokenizer.
+
+    Args:
+        resolution_key: dotted path of the image side, for messages.
+        side: function from the whole configuration to that side in pixels.
+    """
+    geometry = (resolution_key, "latent.resolution_compression_factor", "decoder.num_blocks")
+    grid = (
+        resolution_key,
+        "encoder.scale_factor",
+        "encoder.vfm_name",
+        "encoder.family",
+        "latent.resolution_compression_factor",
+    )
+
+    def grid_problem(c) -> str | None:
+        return None if _known_family(c) else _encoder_grid(c, side(c))
+
+    return [
+        Relation(("encoder.vfm_name", "encoder.family"), _known_family),
+        Relation(
+            ("encoder.patch_from_layers", "encoder.patch_in_dimensions", "latent.patch_out_dimensions"),
+            _lists_of_equal_length,
+        ),
+        Relation(
+            ("latent.patch_out_dimensions", "encoder.patch_in_dimensions", "latent.how_to_compress"),
+            _projection_widths,
+        ),
+        Relation(("decoder.attn_depths", "decoder.attn_block_indices"), _attention_depths),
+        Relation(("decoder.attn_block_indices", "decoder.num_blocks"), _block_indices("attn_block_indices")),
+        Relation(("decoder.concat_z_block_indices", "decoder.num_blocks"), _block_indices("concat_z_block_indices")),
+        Relation(("decoder.concat_z_block_indices",), _first_block_takes_latent),
+        Relation(("decoder.concat_z_mapped_dims", "decoder.concat_z_block_indices"), _mapped_dims_cover_blocks),
+        Relation(geometry, lambda c: _resolution_divides(c, side(c))),
+        Relation(grid, grid_problem),
+        Relation(
+            ("latent.patch_out_dimensions", "latent.z_dimension", "latent.how_to_compress", *grid),
+            lambda c: None if _known_family(c) or grid_problem(c) else _fused_width_fits_head(c, side(c)),
+        ),
+        Relation(
+            ("decoder.channel_base", "decoder.channel_max", "decoder.attn_heads", *geometry),
+            lambda c: None if _resolution_divides(c, side(c)) else _block_channels_divide(c, side(c)),
+        ),
+    ]
+
+
+TOKENIZER_RELATIONS = tokenizer_relations("img_resolution", lambda c: c.img_resolution)

@@ -1,0 +1,1 @@
+"""The trainer decides: what trains, when, what is logged and what is saved."""

@@ -1,0 +1,115 @@
+"""Configuration of a run: training schedule, optimisers, checkpoints, logging. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from common.config import StrictModel
+
+
+class RunConfig(StrictModel):
+    """Identity of a run."""
+
+    run_dir: str = Field(description="Folder of the run: checkpoints, log, samples.")
+    random_seed: NonNegativeInt = Field(42, description="Key of every random draw.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU when there is one.")
+
+
+class AdamConfig(StrictModel):
+    """Adam; with weight decay, AdamW."""
+
+    lr: PositiveFloat = Field(1e-4, description="Learning rate.")
+    betas: tuple[float, float] = Field((0.0, 0.99), description="Decay of the first and second moment.")
+    eps: PositiveFloat = Field(1e-8, description="Added to the root of the second moment.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled weight decay.")
+    warmup_kimg: NonNegativeFloat = Field(0.0, description="The rate rises linearly from 0 until here.")
+    cosine_decay: bool = Field(False, description="After the warm-up the rate follows a half cosine to 0 at the end.")
+    max_grad_norm: PositiveFloat | None = Field(None, description="Clip the gradient to this norm.")
+
+
+class OptimizerConfig(StrictModel):
+    """One optimiser per trained network."""
+
+    generator: AdamConfig = Field(AdamConfig(), description="Optimiser of the tokenizer.")
+    discriminator: AdamConfig = Field(AdamConfig(), description="Optimiser of the discriminators.")
+
+
+class EquivarianceConfig(StrictModel):
+    """Equivariance regularisation: one random scale and rotation per micro-batch."""
+
+    use_equivariance_regularization: bool = Field(False, description="Transform latent or input, and the target.")
+    equivariance_regularization_p_prior: float = Field(
+        0.5, ge=0, le=1, description="Probability of the latent-space branch (scale and quarter turns)."
+    )
+    equivariance_regularization_p_prior_scale: float = Field(
+        0.25, ge=0, le=1, description="Probability of a smaller input image in the other branch."
+    )
+
+
+class DiscriminatorConfig(StrictModel):
+    """The discriminators."""
+
+    use_stylegan_t_discriminator: bool = Field(False, description="Projected discriminator on a frozen DINO.")
+    use_patchgan_discriminator: bool = Field(False, description="Three-scale PatchGAN.")
+    get_interm_feat: bool = Field(False, description="PatchGAN returns its intermediate features.")
+    diffaug: bool = Field(True, description="Differentiable augmentation of the projected discriminator's input.")
+    p_crop: float = Field(0.5, ge=0, le=1, description="Probability of a 224-pixel crop instead of a resize.")
+    dino_path: str | None = Field(None, description="Local DINO ViT-S/16 weights.")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is any discriminator."""
+        return self.use_stylegan_t_discriminator or self.use_patchgan_discriminator
+
+
+class TrainingConfig(StrictModel):
+    """Schedule and numerics."""
+
+    train_mode: Literal["train_all", "train_decoder", "train_the_second_half_decoder"] = Field(
+        "train_all", description="Which part of the tokenizer is trained; the encoder never is."
+    )
+    freeze_below_resolution: PositiveInt = Field(
+        32, description="train_the_second_half_decoder trains the blocks above this resolution."
+    )
+    batch_size: PositiveInt = Field(4, description="Images per optimiser step, over all ranks.")
+    accumulate_gradients: PositiveInt = Field(1, description="Micro-batches per optimiser step on each rank.")
+    total_kimg: PositiveFloat = Field(25000, description="Stop after so many thousand images.")
+    kimg_per_tick: PositiveFloat = Field(4, description="Thousand images between two log lines.")
+    ema_kimg: NonNegativeFloat = Field(10, description="Half-life of the EMA in thousand images.")
+    ema_rampup: PositiveFloat | None = Field(
+        0.05, description="The half-life is at most this share of the images seen; null: constant."
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="fp32; bf16 autocast; fp16 in the decoder's num_fp16_res upper blocks (CUDA)."
+    )
+    channels_last: bool = Field(False, description="Store activations channels-last (faster convolutions).")
+    fused_optimizer: bool = Field(False, description="PyTorch's fused Adam.")
+    cudnn_benchmark: bool = Field(True, description="Let cuDNN pick its kernels by timing.")
+    init_from: str | None = Field(None, description="Checkpoint whose weights start a new run.")
+    init_kimg: NonNegativeFloat = Field(0, description="Images seen by these weights, in thousands.")
+    init_discriminator: bool = Field(True, description="Also take the discriminators from init_from.")
+    max_skipped_steps: PositiveInt = Field(
+        20, description="Stop after so many optimiser steps in a row that were not finite."
+    )
+
+
+class CheckpointConfig(StrictModel):
+    """When checkpoints are written and how many stay."""
+
+    network_snapshot_ticks: PositiveInt = Field(50, description="Ticks between checkpoints.")
+    keep_last: PositiveInt = Field(3, description="Newest checkpoints that stay.")
+    keep_every: PositiveInt | None = Field(None, description="Also keep every N-th checkpoint for good.")
+    include_encoder: bool = Field(False, description="Copy the frozen encoder into every checkpoint.")
+
+
+class LoggingConfig(StrictModel):
+    """What is shown besides the JSONL log, which is always written."""
+
+    image_snapshot_ticks: PositiveInt | None = Field(50, description="Ticks between sample grids; null: none.")
+    image_snapshot_count: PositiveInt = Field(16, description="Images per grid.")
+    wandb_project_name: str | None = Field(None, description="Weights & Biases project; null: not used.")
+    wandb_run_name: str | None = Field(None, description="Name of the run there.")
+    wandb_mode: Literal["online", "offline", "disabled"] = Field("offline", description="How it is used.")
+    tensorboard: bool = Field(False, description="Also write TensorBoard events.")
