@@ -1,1 +1,1 @@
-"""Evaluation: what the tools call to reconstruct images and to measure them."""
+"""What the tools call: reconstruction of folders, image metrics, baselines."""
