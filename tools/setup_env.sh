@@ -20,7 +20,7 @@ fail() {
 
 is_supported() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
-# --- what a complete environment looks like ----------------------------------------------------------------------------
+# --- what a complete environment looks like --------------------------------------------------------------------------
 
 # A stamp inside .venv says for which files, and for which place (.venv cannot be moved), the last install was complete.
 # It is removed before an install and written after it. Beside it, a marker says that an install has begun.
@@ -48,7 +48,7 @@ finish() {
     exit 0
 }
 
-# --- steps -------------------------------------------------------------------------------------------------------------
+# --- steps -----------------------------------------------------------------------------------------------------------
 
 take_lock() { # held until this script and everything that it started have ended; another call waits for it
     command -v flock >/dev/null || return 0
@@ -124,7 +124,7 @@ show_progress() { # of pip's report, what tells how far it is
     done
 }
 
-# --- from here on, in order --------------------------------------------------------------------------------------------
+# --- from here on, in order ------------------------------------------------------------------------------------------
 
 files=(pyproject.toml requirements.txt) # pyproject.toml: it names the packages that `-e .` makes importable
 arguments=(-r requirements.txt)
