@@ -28,9 +28,13 @@ KeyPath = tuple[str, ...]
 
 
 class StrictModel(BaseModel):
-    """A frozen section of a configuration; a key that it does not declare is an error."""
+    """A frozen section of a configuration; a key that it does not declare is an error.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=False)
+    Types are strict, so that nothing is guessed: `true` is no number, "64" no integer; only an integer may stand
+    for a float. Neither `.nan` nor `.inf` is a number here.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=StrictModel)
@@ -62,11 +66,19 @@ class Relation:
 
 @dataclass
 class Source:
-    """The raw mapping of a configuration, and the file that each key came from."""
+    """The raw mapping of a configuration, and where its keys came from.
+
+    Args:
+        path: the file that was loaded.
+        values: nested mapping of sections and keys.
+        origins: the file (or "--set") that gave a key.
+        names: dotted key -> its name in the file, where the file was translated from another layout.
+    """
 
     path: str
     values: dict[str, Any]
     origins: dict[KeyPath, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def origin(self, key: KeyPath) -> str:
         """The file (or "--set") that gave `key`, or the one that was loaded if none did."""
@@ -84,17 +96,20 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 _UniqueKeyLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
 )
 
 
 def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for position, key in enumerate(keys):
-        if key in keys[:position]:
-            line = node.value[position][0].start_mark.line + 1
-            raise ConfigError(f"{loader.name}: line {line}: key {key!r} is given twice; keep one of them.")
+    given = set()
+    for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="a key must be plain text", problem_mark=key_node.start_mark)
+        if (key_node.tag, key_node.value) in given:
+            problem = f"key {key_node.value!r} is given twice; keep one of them"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+        given.add((key_node.tag, key_node.value))
     loader.flatten_mapping(node)
     return {loader.construct_object(k, deep=True): loader.construct_object(v, deep=True) for k, v in node.value}
 
@@ -107,14 +122,18 @@ def parse_yaml(text: str, name: str) -> Any:
 
     Raises: ConfigError with line and column if the text is not YAML, or gives a key twice.
     """
-    loader = _UniqueKeyLoader(text)
-    loader.name = name
     try:
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not valid YAML. {error}") from error
-    finally:
-        loader.dispose()
+        return yaml.load(text, _UniqueKeyLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        problem = error.problem or error.context or "not valid YAML"
+        hint = " (indent with spaces, not with tabs)" if "\\t" in problem else ""
+        raise ConfigError(f"{name}: {where}{problem}{hint}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{name}: not valid YAML ({str(error) or type(error).__name__}).".replace("\n", " ")
+        ) from error
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -123,15 +142,27 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises: ConfigError if the file is missing, is not YAML, or holds something else.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder, expected a YAML file.")
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        siblings = [str(p) for p in path.parent.glob("*.yaml")]
         hint = f" Closest: {closest(str(path), siblings)}." if siblings else ""
-        raise ConfigError(f"{path}: cannot be read ({error}).{hint}") from error
+        raise ConfigError(f"{path}: does not exist.{hint}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text ({error}).") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
+    values = parse_yaml(text, str(path))
+    if values is None:
+        raise ConfigError(f"{path}: is empty, expected a mapping of sections.")
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: found {type(values).__name__}, expected a mapping of sections.")
+        raise ConfigError(f"{path}: found {_KINDS.get(type(values), 'one value')}, expected a mapping of sections.")
     return values
+
+
+_KINDS = {list: "a list", str: "plain text"}
 
 
 def load_source(path: str | Path, overrides: Sequence[str] = ()) -> Source:
@@ -141,14 +172,18 @@ def load_source(path: str | Path, overrides: Sequence[str] = ()) -> Source:
 
 def _load_with_base(path: Path, chain: tuple[Path, ...]) -> Source:
     if path.resolve() in chain:
-        raise ConfigError(f"{path}: `base:` leads back to a file that is being read: {' -> '.join(map(str, chain))}.")
+        names = " -> ".join(file.name for file in (*chain, path))
+        raise ConfigError(f"{chain[-1]}: `base:` leads back to a file that is being read: {names}.")
     values = read_yaml(path)
-    base = values.pop("base", None)
     source = Source(str(path), {})
-    if base is not None:
+    if "base" in values:
+        base = values.pop("base")
         if not isinstance(base, str):
             raise ConfigError(f"{path}: base: found {base!r}, expected the path of a YAML file.")
-        source = _load_with_base(path.parent / base, (*chain, path.resolve()))
+        base_path = path.parent / base
+        if not base_path.is_file():
+            raise ConfigError(f"{path}: base: found {base!r}, but {base_path} is not a file.")
+        source = _load_with_base(base_path, (*chain, path.resolve()))
         source.path = str(path)
     merge(source, values, str(path))
     return source
@@ -158,8 +193,10 @@ def merge(source: Source, values: Mapping[str, Any], origin: str) -> None:
     """Lay `values` over a source: mappings are merged key by key, everything else is replaced."""
 
     def walk(target: dict[str, Any], update: Mapping[str, Any], prefix: KeyPath) -> None:
+        spelling = {str(key): key for key in target}  # --set knows only text: its "128" is the file's 128
         for key, value in update.items():
             here = (*prefix, str(key))
+            key = spelling.get(str(key), key)
             if isinstance(value, dict) and isinstance(target.get(key), dict):
                 walk(target[key], value, here)
             else:
@@ -215,28 +252,35 @@ def validate(
     try:
         config = model.model_validate(values)
     except ValidationError as error:
-        for item in error.errors():
-            key, message = _explain(model, item)
-            bad.setdefault(key, message)
+        bad = _explain_all(model, error)
         config = _construct(model, values, set(bad))
     problems = [Problem(".".join(key), message) for key, message in bad.items()]
-    for relation in relations:
-        if any(_overlaps(tuple(key.split(".")), spoilt) for key in relation.keys for spoilt in bad):
-            continue
-        message = relation.check(config)
-        if message:
-            problems.append(Problem(relation.keys[0], message))
+    problems += violations(config, relations, spoilt=set(bad))
     return (None if problems else config), problems
 
 
+def violations(config: StrictModel, relations: Iterable[Relation], spoilt: Iterable[KeyPath] = ()) -> list[Problem]:
+    """The relations that a configuration breaks, leaving out those that read a `spoilt` key."""
+    spoilt = list(spoilt)
+    problems = []
+    for relation in relations:
+        if any(_overlaps(tuple(key.split(".")), key_path) for key in relation.keys for key_path in spoilt):
+            continue
+        if message := relation.check(config):
+            problems.append(Problem(relation.keys[0], message))
+    return problems
+
+
 def report(source: Source, problems: Sequence[Problem]) -> str:
-    """All problems as one text, each with the file that gave the key."""
+    """All problems as one text, each with the key's name in a translated file, and the file that gave it."""
     count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
     lines = [f"{source.path}: {count}"]
     for problem in problems:
         origin = source.origin(tuple(problem.key.split(".")))
         where = "" if origin == source.path else f" (given in {origin})"
-        lines.append(f"  {problem}{where}")
+        name = source.names.get(problem.key)
+        key = problem.key if name is None or origin == "--set" else f"{problem.key} ({name})"
+        lines.append(f"  {Problem(key, problem.message)}{where}")
     return "\n".join(lines)
 
 
@@ -268,29 +312,99 @@ def _fields_at(model: type[StrictModel], key: Sequence[str]) -> tuple[list[str],
     return list(current.model_fields), info.annotation if info else None
 
 
-def _explain(model: type[StrictModel], item: Mapping[str, Any]) -> tuple[KeyPath, str]:
-    """One of pydantic's errors as (key path, sentence)."""
+def _places(model: type[StrictModel], name: str, prefix: KeyPath = ()) -> list[str]:
+    """Dotted paths of every key called `name`."""
+    found = []
+    for key, info in model.model_fields.items():
+        if key == name:
+            found.append(".".join((*prefix, key)))
+        if section := _section_class(info.annotation):
+            found += _places(section, name, (*prefix, key))
+    return found
+
+
+def _explain_all(model: type[StrictModel], error: ValidationError) -> dict[KeyPath, str]:
+    """What pydantic found, as key path -> sentence."""
+    bad: dict[KeyPath, str] = {}
+    missing: set[KeyPath] = set()
+    misspelt: set[KeyPath] = set()
+    for item in error.errors():
+        key = _key_of(model, item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = _nearest_key(model, key)
+            misspelt.add((*key[:-1], near))
+            bad[key] = f"unknown key. Closest: {near}."
+        elif item["type"] == "missing" and len(key) == len(item["loc"]):
+            missing.add(key)
+            bad[key] = "missing. It has no default; give it a value."
+        else:
+            bad.setdefault(key, _explain(model, key, item))
+    # A required key that is misspelt is one mistake, not two.
+    return {key: message for key, message in bad.items() if key not in missing & misspelt}
+
+
+def _key_of(model: type[StrictModel], location: Sequence[int | str]) -> KeyPath:
+    """The key that an error belongs to; an item of a list or mapping belongs to the key that holds it."""
     key: list[str] = []
-    for part in item["loc"]:
+    for part in location:
         names, _ = _fields_at(model, [*key, str(part)])
-        if not names and key:  # a place inside a list, dict or union: report the key that holds it
+        if not names and key:
             break
         key.append(str(part))
-    inside = ".".join(str(part) for part in item["loc"][len(key) :] if not _is_union_tag(part))
-    where = f" (item {inside})" if inside else ""
-    if item["type"] == "extra_forbidden":
-        names, _ = _fields_at(model, key)
-        return tuple(key), f"unknown key. Closest: {closest(key[-1], names)}."
-    if item["type"] == "missing":
-        return tuple(key), "missing. This key has no default; give it a value."
-    found = repr(item["input"])
-    found = found if len(found) <= 80 else found[:77] + "..."
-    expected = item["msg"][:1].lower() + item["msg"][1:]
-    return tuple(key), f"found {found}{where}, expected: {expected.removeprefix('value error, ')}."
+    return tuple(key)
 
 
-def _is_union_tag(part: Any) -> bool:
-    return isinstance(part, str) and not part.replace("_", "").isalnum()
+def _nearest_key(model: type[StrictModel], key: KeyPath) -> str:
+    """The closest sibling of an unknown key; or the dotted path of the only key of that very name elsewhere."""
+    places = _places(model, key[-1])
+    if len(places) == 1:
+        return places[0]
+    names, _ = _fields_at(model, key)
+    return closest(key[-1], names) or ""
+
+
+def _explain(model: type[StrictModel], key: KeyPath, item: Mapping[str, Any]) -> str:
+    """A wrong value in words: what was found, and what was expected."""
+    inside = [str(part) for part in item["loc"][len(key) :] if part != "[key]"]
+    where = f" (item {'.'.join(inside)})" if inside else ""
+    value, kind = item["input"], item["type"]
+    if kind == "invalid_key":
+        return "found a key that is not text, expected the name of a key."
+    if kind == "model_type":
+        _, annotation = _fields_at(model, key)
+        section = _section_class(annotation)
+        keys = ", ".join(section.model_fields) if section else ""
+        return f"found {_show(value)}, expected a section, that is a mapping of some of the keys {keys}."
+    if kind == "too_short":
+        expected = f"at least {item['ctx']['min_length']}"
+        return f"found {_show(value)}, expected {expected} item{'s' if item['ctx']['min_length'] > 1 else ''}."
+    expected = _EXPECTED.get(kind) or item["msg"].removeprefix("Input should be ")
+    if kind.startswith(("greater_than", "less_than")):
+        expected = f"a value {expected}"
+    if isinstance(value, str) and kind in ("int_type", "float_type") and value.lstrip("+-").replace(".", "").isdigit():
+        expected += " without quotes"
+    return f"found {_show(value)}{where}, expected {expected[:1].lower() + expected[1:]}."
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "missing": "one more item",
+}
+
+
+def _show(value: Any) -> str:
+    """A value as it stands in YAML, cut where it is long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _construct(model: type[Model], values: Mapping[str, Any], bad: set[KeyPath]) -> Model:

@@ -7,8 +7,10 @@ Imports no torch. All problems that need no weights are found here, together, be
 
 from __future__ import annotations
 
+import json
+import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,7 @@ from common.config import (
     load_source,
     report,
     validate,
+    violations,
 )
 from common.errors import ConfigError
 from common.registry import closest
@@ -229,30 +232,39 @@ def _nearest_path(value: str) -> str:
     return f" (closest in that folder: {near})" if near else ""
 
 
-def not_built(c: VFMVAEExperiment) -> list[Problem]:
-    """Published options that the configuration switches on and that this version does not implement."""
-    problems = [
-        Problem(f"losses.{name}", f"the loss {name!r} has weight {term.weight:g}, but is not built yet.")
-        for name, term in c.enabled_losses().items()
-        if LOSSES[name].target is None
-    ]
-    rules: tuple[tuple[bool, str, str], ...] = (
-        (c.latent.compression_mode == "discrete", "latent.compression_mode", "the discrete mode"),
-        (c.decoder.conditional, "decoder.conditional", "the conditional decoder"),
-        (c.decoder.use_cross_attn, "decoder.use_cross_attn", "cross-attention"),
-        (not c.decoder.use_convnext, "decoder.use_convnext", "the decoder without ConvNeXt layers"),
-        (
-            not c.decoder.use_multiscale_output,
-            "decoder.use_multiscale_output",
-            "the decoder without multi-scale output",
-        ),
-        (c.discriminator.enabled, "discriminator", "the discriminator"),
-        (c.training.precision == "fp16", "training.precision", "fp16 with loss scaling"),
-        (c.data.label_type == "text", "data.label_type", "training on captions"),
-        ("://" in c.data.path, "data.path", "reading shards from a URL"),
-        (c.logging.tensorboard, "logging.tensorboard", "the TensorBoard back-end"),
-    )
-    return problems + [Problem(key, f"{what} is not built yet.") for active, key, what in rules if active]
+def _loss_is_built(name: str) -> Callable[[Any], str | None]:
+    def check(c) -> str | None:
+        term = getattr(c.losses, name)
+        return f"found {term.weight:g}, but the loss {name!r} is not built yet." if term and term.enabled else None
+
+    return check
+
+
+def _option_is_built(key: str, what: str, used: Callable[[Any], bool]) -> Relation:
+    section, _, leaf = key.partition(".")
+
+    def check(c) -> str | None:
+        value = getattr(getattr(c, section), leaf)
+        return f"found {json.dumps(value)}, but {what} is not built yet." if used(value) else None
+
+    return Relation((key,), check)
+
+
+# Published options that this version knows and does not implement.
+NOT_BUILT: tuple[Relation, ...] = (
+    *(Relation((f"losses.{name}.weight",), _loss_is_built(name)) for name in LOSSES if LOSSES[name].target is None),
+    _option_is_built("latent.compression_mode", "the discrete mode", lambda mode: mode == "discrete"),
+    _option_is_built("decoder.conditional", "the conditional decoder", bool),
+    _option_is_built("decoder.use_cross_attn", "cross-attention", bool),
+    _option_is_built("decoder.use_convnext", "the decoder without ConvNeXt layers", operator.not_),
+    _option_is_built("decoder.use_multiscale_output", "the decoder without multi-scale output", operator.not_),
+    _option_is_built("discriminator.use_stylegan_t_discriminator", "the StyleGAN-T discriminator", bool),
+    _option_is_built("discriminator.use_patchgan_discriminator", "the PatchGAN discriminator", bool),
+    _option_is_built("training.precision", "fp16 with loss scaling", lambda precision: precision == "fp16"),
+    _option_is_built("data.label_type", "training on captions", lambda kind: kind == "text"),
+    _option_is_built("data.path", "reading shards from a URL", lambda path: "://" in path),
+    _option_is_built("logging.tensorboard", "the TensorBoard back-end", bool),
+)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------
@@ -273,7 +285,7 @@ class LoadedConfig:
         self.source = source
         self.notes = list(notes)
         self.missing = missing_paths(source.values)
-        self.unavailable = not_built(config)
+        self.unavailable = violations(config, NOT_BUILT)
 
     def warnings(self) -> str:
         """What is missing or not built, as a text for `--print-config` and `--dry-run`; empty if nothing is."""
@@ -295,9 +307,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), require_runnabl
     notes: list[str] = []
     problems: list[Problem] = []
     if is_reference_layout(source.values):
-        source, notes, problems = translate(source)
-    source = apply_overrides(source, overrides)
-    return check(source, notes, problems, require_runnable)
+        translation = translate(source)
+        source, notes, problems = translation.source, translation.notes, translation.problems
+    return check(apply_overrides(source, overrides), notes, problems, require_runnable)
 
 
 def check(
@@ -316,10 +328,11 @@ def check(
         known = ", ".join(EXPERIMENTS)
         message = f"found {system!r}, expected one of {known}. Closest: {closest(str(system), EXPERIMENTS)}."
         raise ConfigError(report(source, [Problem("system", message)]))
-    config, problems = validate(EXPERIMENTS[system], source.values, RELATIONS)
+    relations = (*RELATIONS, *NOT_BUILT) if require_runnable else RELATIONS
+    config, problems = validate(EXPERIMENTS[system], source.values, relations)
     problems = [*earlier, *problems]
     if require_runnable:
-        problems += missing_paths(source.values) + (not_built(config) if config else [])
+        problems += missing_paths(source.values)
     if problems or config is None:
         raise ConfigError(report(source, problems))
     return LoadedConfig(config, source, notes)

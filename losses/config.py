@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from common.config import StrictModel
+
+# As a key of a mapping: JSON and `--set` can only write it as text.
+Resolution = Annotated[PositiveInt, Field(strict=False)]
 
 
 class TermConfig(StrictModel):
@@ -33,7 +36,7 @@ class LPIPSConfig(TermConfig):
 class MultiscaleConfig(StrictModel):
     """L1 on the decoder's images of intermediate resolutions."""
 
-    weights: dict[PositiveInt, NonNegativeFloat] = Field(description="Weight per resolution (side in pixels).")
+    weights: dict[Resolution, NonNegativeFloat] = Field(description="Weight per resolution (side in pixels).")
     start_kimg: NonNegativeFloat = Field(0, description="The term counts from here on.")
     end_kimg: NonNegativeFloat | None = Field(2000, description="... and up to here, exclusive; null: to the end.")
 

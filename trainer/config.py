@@ -21,7 +21,11 @@ class AdamConfig(StrictModel):
     """Adam; with weight decay, AdamW."""
 
     lr: PositiveFloat = Field(1e-4, description="Learning rate.")
-    betas: tuple[float, float] = Field((0.0, 0.99), description="Decay of the first and second moment.")
+    betas: tuple[float, float] = Field(
+        (0.0, 0.99),
+        strict=False,  # YAML knows only lists
+        description="Decay of the first and second moment.",
+    )
     eps: PositiveFloat = Field(1e-8, description="Added to the root of the second moment.")
     weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled weight decay.")
     warmup_kimg: NonNegativeFloat = Field(0.0, description="The rate rises linearly from 0 until here.")
