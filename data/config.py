@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from common.config import StrictModel
+from common.config import Relation, StrictModel
 
 
 class DataConfig(StrictModel):
@@ -36,3 +36,20 @@ class DataConfig(StrictModel):
     index_dir: str | None = Field(
         None, description="Where shard indices are cached; null: `.shard_index` beside the shards."
     )
+
+    def unused_option(self) -> str | None:
+        """Name of an option that this kind of source does not have, although it is set."""
+        if self.source != "webdataset":
+            return None
+        return "max_size" if self.max_size is not None else "xflip" if self.xflip else None
+
+
+# --- relations between keys (of a configuration that has this section under the name `data`) -----------------
+
+
+def _options_of_source(c) -> str | None:
+    option = c.data.unused_option()
+    return option and f"found {c.data.source}, but data.{option} works with folder and zip only; leave it out."
+
+
+DATA_RELATIONS = [Relation(("data.source", "data.max_size", "data.xflip"), _options_of_source)]

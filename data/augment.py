@@ -1,0 +1,105 @@
+"""Image transforms: small named operations on [H, W, 3] uint8 pixels, composed in order.
+
+Random draws come from the `random.Random` that is passed in, so that a sample's augmentation depends on its position
+alone. The published transform is `RandomSquareCrop` then `RandomHorizontalFlip`; without augmentation it is
+`CenterSquareCrop`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+Op = Callable[[np.ndarray, random.Random], np.ndarray]
+
+
+def resize(pixels: np.ndarray, resolution: int) -> np.ndarray:
+    """Resize to resolution x resolution with PIL's Lanczos filter, [H, W, 3] -> [R, R, 3] uint8."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS))
+
+
+def center_square_crop(pixels: np.ndarray, resolution: int) -> np.ndarray:
+    """The largest centred square, resized: the validation crop, [H, W, 3] -> [R, R, 3] uint8."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return resize(pixels[top : top + side, left : left + side], resolution)
+
+
+@dataclass(frozen=True)
+class CenterSquareCrop:
+    """`center_square_crop` as an operation; draws nothing."""
+
+    resolution: int
+
+    def __call__(self, pixels: np.ndarray, draws: random.Random) -> np.ndarray:
+        return center_square_crop(pixels, self.resolution)
+
+
+@dataclass(frozen=True)
+class RandomSquareCrop:
+    """A random square of 0.5 to 1 times the shorter side, resized.
+
+    Draws, in this order: the ratio, the top, the left.
+    """
+
+    resolution: int
+
+    def __call__(self, pixels: np.ndarray, draws: random.Random) -> np.ndarray:
+        height, width = pixels.shape[:2]
+        side = max(1, int(min(height, width) * draws.uniform(0.5, 1.0)))
+        top = draws.randint(0, height - side)
+        left = draws.randint(0, width - side)
+        return resize(pixels[top : top + side, left : left + side], self.resolution)
+
+
+@dataclass(frozen=True)
+class RandomHorizontalFlip:
+    """Mirror left-right with probability 0.5; one draw."""
+
+    def __call__(self, pixels: np.ndarray, draws: random.Random) -> np.ndarray:
+        return pixels[:, ::-1] if draws.random() < 0.5 else pixels
+
+
+@dataclass(frozen=True)
+class RandomColors:
+    """Random permutation of the colour channels, then random inversion: many more colours from few photographs."""
+
+    p_permutation: float = 0.6
+    p_inversion: float = 0.15
+
+    def __call__(self, pixels: np.ndarray, draws: random.Random) -> np.ndarray:
+        if draws.random() < self.p_permutation:
+            pixels = pixels[:, :, draws.sample(range(3), 3)]
+        if draws.random() < self.p_inversion:
+            pixels = 255 - pixels
+        return pixels
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Operations one after another, all drawing from the same generator."""
+
+    ops: Sequence[Op]
+
+    def __call__(self, pixels: np.ndarray, draws: random.Random) -> np.ndarray:
+        for op in self.ops:
+            pixels = op(pixels, draws)
+        return pixels
+
+
+def training_transform(resolution: int, data_augmentation: bool, color_augmentation: bool) -> Compose:
+    """The transform that a `DataConfig` asks for."""
+    ops: list[Op] = []
+    if data_augmentation:
+        ops += [RandomSquareCrop(resolution), RandomHorizontalFlip()]
+    else:
+        ops += [CenterSquareCrop(resolution)]
+    if color_augmentation:
+        ops += [RandomColors()]
+    return Compose(tuple(ops))

@@ -1,0 +1,274 @@
+"""Training data: source -> order -> decode -> augment -> micro-batches.
+
+What a batch holds depends on the configuration, the seed and the step alone: not on the number of ranks, workers or
+accumulation steps, and not on where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from common.errors import DataError
+from common.random import keyed_seed, python_generator
+from data.augment import training_transform
+from data.config import DataConfig
+from data.decode import decode_image
+from data.labels import ClassLabels, build_labels
+from data.order import SampleOrder, micro_batch_positions
+from data.skips import BadSample, Skip, SkipCounter, count_by_kind_and_shard
+from data.sources import SampleSource, build_source
+
+SUBSTITUTE_ATTEMPTS = 16
+_SECONDS_AFTER_SIGTERM = 10
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch.
+
+    Args:
+        images: [b, 3, R, R] uint8.
+        labels: [b] int64 class indices, or None with `label_type: none`.
+        texts: class texts with `label_type: cls2text`, else None.
+        keys: sample keys.
+        positions: the positions that the samples stand at.
+        skips: bad samples whose places were taken by substitutes.
+        conversions: kind -> number of images that were converted to RGB.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    texts: list[str] | None
+    keys: list[str]
+    positions: range
+    skips: list[Skip] = field(default_factory=list)
+    conversions: dict[str, int] = field(default_factory=dict)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by the loader)."""
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return replace(self, images=self.images.pin_memory(), labels=labels)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    pixels: np.ndarray
+    key: str
+    label: int | None
+    conversions: tuple[str, ...]
+
+
+class MicroBatches(Dataset):
+    """Micro-batches by their first position. Runs in the loader processes: PIL and NumPy only."""
+
+    def __init__(
+        self,
+        source: SampleSource,
+        order: SampleOrder,
+        labels: ClassLabels | None,
+        config: DataConfig,
+        seed: int,
+        size: int,
+    ):
+        self._source = source
+        self._order = order
+        self._labels = labels
+        self._seed = seed
+        self._size = size
+        self._transform = training_transform(config.resolution, config.data_augmentation, config.color_augmentation)
+
+    def __getitem__(self, start: int) -> Batch | DataError:
+        """The micro-batch that starts at a position; an error is returned, for the main process to raise."""
+        positions = range(start, start + self._size)
+        skips: list[Skip] = []
+        try:
+            samples = [self._load_or_substitute(position, skips) for position in positions]
+        except DataError as error:
+            return error
+        conversions = Counter(kind for sample in samples for kind in sample.conversions)
+        # [b, R, R, 3] -> [b, 3, R, R]
+        images = np.ascontiguousarray(np.stack([sample.pixels for sample in samples]).transpose(0, 3, 1, 2))
+        labels = texts = None
+        if self._labels is not None:
+            indices = [int(sample.label) for sample in samples]
+            labels = torch.tensor(indices, dtype=torch.int64)
+            texts = [self._labels.text(index) for index in indices] if self._labels.with_texts else None
+        keys = [sample.key for sample in samples]
+        return Batch(torch.from_numpy(images), labels, texts, keys, positions, skips, dict(conversions))
+
+    def _load_or_substitute(self, position: int, skips: list[Skip]) -> _Sample:
+        index = self._order.sample_at(position)
+        for attempt in range(SUBSTITUTE_ATTEMPTS):
+            try:
+                return self._load(index, position)
+            except BadSample as bad:
+                skips.append(Skip(bad.kind, self._source.shard(index), self._source.key(index), bad.detail))
+            index = keyed_seed(self._seed, "substitute", position, attempt) % len(self._source)
+        tried = "; ".join(str(skip) for skip in skips[-3:])
+        raise DataError(
+            f"Position {position}: none of {SUBSTITUTE_ATTEMPTS} samples in a row could be used. The last: {tried}. "
+            "Most of the data set seems damaged; check data.path."
+        )
+
+    def _load(self, index: int, position: int) -> _Sample:
+        raw = self._source.read(index)
+        if self._labels is not None:
+            self._labels.check(raw.label)
+        image = decode_image(raw.image)
+        pixels = image.pixels[:, ::-1] if raw.mirrored else image.pixels
+        pixels = self._transform(pixels, python_generator(self._seed, "augment", position))
+        return _Sample(pixels, raw.key, raw.label, image.conversions)
+
+
+class TrainingData:
+    """The data of a run, as one rank sees it.
+
+    Args:
+        config: the `data` section.
+        seed: the run's seed; with the step, all that the batches depend on.
+        global_batch: images per optimiser step over all ranks.
+        micro_batch: images per micro-batch on one rank.
+        rank, world_size, accumulate: how a step is split; global_batch = micro_batch * world_size * accumulate.
+        pin_memory: hand out batches in page-locked memory (for copies to a GPU).
+
+    In a distributed run every rank must build it (the index of shards is shared).
+    Raises: DataError if there is nothing to read; NotBuiltError for what is not built (URLs, captions).
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        seed: int,
+        global_batch: int,
+        micro_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        pin_memory: bool = False,
+    ):
+        assert global_batch == micro_batch * world_size * accumulate, "a step is not a whole number of micro-batches"
+        assert 0 <= rank < world_size
+        self.config = config
+        self.global_batch = global_batch
+        self.micro_batch = micro_batch
+        self.rank = rank
+        self.accumulate = accumulate
+        self.pin_memory = pin_memory
+        labels = build_labels(config)
+        self.source = build_source(config, seed)
+        self.order = SampleOrder(self.source.shard_sizes, config.shuffle_window_shards, seed)
+        self.skips = SkipCounter(config.max_skip_fraction, self.source.report.problems)
+        self._micro_batches = MicroBatches(self.source, self.order, labels, config, seed, micro_batch)
+
+    def __len__(self) -> int:
+        """Number of samples N."""
+        return len(self.source)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps until every sample has been seen once: ceil(N / global_batch)."""
+        return -(-len(self) // self.global_batch)
+
+    def micro_batches(self, first_step: int = 0) -> Iterator[Batch]:
+        """This rank's micro-batches from a global step on, `accumulate` per step, without end.
+
+        Closing the iterator (or dropping it) ends its worker processes.
+        Raises: DataError when too large a share of the samples is bad, when no substitute is found, or when a worker
+            process died.
+        """
+        workers = self.config.workers
+        loader = DataLoader(
+            self._micro_batches,
+            sampler=_Starts(self, first_step),
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=workers,
+            prefetch_factor=self.config.prefetch_batches if workers else None,
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            worker_init_fn=_start_worker,
+            pin_memory=self.pin_memory,
+        )
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:  # from the loader, which looks every 5 seconds whether its workers live
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise DataError(
+                    f"A data loader process died ({error}). Out of memory is the usual cause: lower data.workers or "
+                    "data.prefetch_batches; data.workers = 0 shows the error itself."
+                ) from error
+            if isinstance(batch, DataError):
+                raise batch
+            self.skips.add(len(batch.positions), batch.skips, batch.conversions)
+            self.skips.check()
+            yield batch
+
+    def describe(self) -> str:
+        """What was found, for the log of a run's start; one line per fact."""
+        report = self.source.report
+        shards = len(self.source.shard_names)
+        lines = [
+            f"Data: {len(self):,} samples in {shards:,} {'shard' if shards == 1 else 'shards'} of {self.config.path} "
+            f"({self.config.source}); {self.steps_per_epoch:,} steps of {self.global_batch} per epoch"
+        ]
+        if self.config.filter_keys_path is not None:
+            lines.append(
+                f"Key filter {self.config.filter_keys_path}: {report.filtered_out:,} of {report.listed:,} samples "
+                f"left out; {report.unmatched_keys:,} of its keys are not in the data"
+            )
+        for kind, shards_of_kind in count_by_kind_and_shard(report.problems).items():
+            worst = sorted(shards_of_kind.items(), key=lambda item: (-item[1], item[0]))
+            named = ", ".join(f"{shard} ({count})" for shard, count in worst[:5])
+            more = f" and {len(worst) - 5} more" if len(worst) > 5 else ""
+            lines.append(f"Left out: {sum(shards_of_kind.values())} x {kind}: {named}{more}")
+        return "\n".join(lines)
+
+
+class _Starts:
+    """First positions of one rank's micro-batches, step after step without end."""
+
+    def __init__(self, data: TrainingData, first_step: int):
+        self._data = data
+        self._first_step = first_step
+
+    def __iter__(self) -> Iterator[int]:
+        data, step = self._data, self._first_step
+        while True:
+            for accumulation in range(data.accumulate):
+                yield micro_batch_positions(
+                    step,
+                    data.rank,
+                    accumulation,
+                    global_batch=data.global_batch,
+                    micro_batch=data.micro_batch,
+                    accumulate=data.accumulate,
+                ).start
+            step += 1
+
+
+def _unchanged(batch: Batch) -> Batch:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    """Set up a loader process.
+
+    Job managers signal all processes of a job. The training process then finishes its step and needs its batches for
+    that, so a worker ignores the request to checkpoint and outlives the request to stop by some seconds.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
