@@ -277,11 +277,16 @@ def report(source: Source, problems: Sequence[Problem]) -> str:
     lines = [f"{source.path}: {count}"]
     for problem in problems:
         origin = source.origin(tuple(problem.key.split(".")))
-        where = "" if origin == source.path else f" (given in {origin})"
+        where = "" if origin == source.path else f" (given in {_beside(origin, source.path)})"
         name = source.names.get(problem.key)
         key = problem.key if name is None or origin == "--set" else f"{problem.key} ({name})"
         lines.append(f"  {Problem(key, problem.message)}{where}")
     return "\n".join(lines)
+
+
+def _beside(origin: str, path: str) -> str:
+    """A file as seen from another one: its name alone if they share a folder."""
+    return Path(origin).name if Path(origin).parent == Path(path).parent else origin
 
 
 def _overlaps(key: KeyPath, spoilt: KeyPath) -> bool:

@@ -15,6 +15,7 @@ from common.config import Problem, Source
 from common.registry import closest
 
 ABSENT: Any = object()
+REQUIRED: Any = object()
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,33 @@ class Key:
 
     Args:
         own: dotted path here.
-        default: the reference's default; ABSENT where it has none, or where `_derive` finds it.
+        default: the reference's default; REQUIRED where it has none but this project does, ABSENT where neither has.
     """
 
     own: str
     default: Any = ABSENT
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A key of the reference that is translated together with others, by a function below.
+
+    Args:
+        own: dotted path of what they become together.
+    """
+
+    own: str
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A key that counts where another one is not given.
+
+    Args:
+        other: that other reference key.
+    """
+
+    other: str
 
 
 @dataclass(frozen=True)
@@ -91,7 +114,7 @@ _POSITION = "every checkpoint holds the position in the data, so resuming needs 
 _NO_VALIDATION = "reconstruction of a validation set during training is not built yet; remove it."
 _CONVNEXT_ONLY = "other values belong to the decoder without ConvNeXt layers, which is not built yet."
 
-KEYS: dict[str, Key | Fixed | Follows | Ignored] = {
+KEYS: dict[str, Key | Joint | Fallback | Fixed | Follows | Ignored] = {
     # run and logging
     "run_dir": Key("run.run_dir", "."),
     "random_seed": Key("run.random_seed", 42),
@@ -114,17 +137,17 @@ KEYS: dict[str, Key | Fixed | Follows | Ignored] = {
     "resume_path": Key("training.init_from", None),
     "resume_kimg": Key("training.init_kimg", 0),
     "resume_discriminator": Key("training.init_discriminator", True),
-    "one_epoch": Key("data.one_epoch"),
+    "one_epoch": Key("data.one_epoch", False),
     # data
     "training_set_kwargs.class_name": Fixed((_WDS, _FOLDER), "there is no other kind of data set."),
     "training_set_kwargs.path": Key("data.path"),
-    "training_set_kwargs.resolution": Key("data.resolution"),
-    "training_set_kwargs.conditional": Key("decoder.conditional", False),
-    "training_set_kwargs.label_type": Key("data.label_type"),
+    "training_set_kwargs.resolution": Key("data.resolution", REQUIRED),
+    "training_set_kwargs.conditional": Fallback("G_kwargs.conditional"),
+    "training_set_kwargs.label_type": Joint("data.label_type"),
     "training_set_kwargs.filter_keys_path": Key("data.filter_keys_path", None),
     "training_set_kwargs.cls_to_text_path": Key("data.cls_to_text_path", None),
     "training_set_kwargs.data_augmentation": Key("data.data_augmentation", False),
-    "training_set_kwargs.one_epoch": Key("data.one_epoch", False),
+    "training_set_kwargs.one_epoch": Fallback("one_epoch"),
     "training_set_kwargs.max_size": Key("data.max_size", None),
     "training_set_kwargs.xflip": Key("data.xflip", False),
     "training_set_kwargs.use_labels": Fixed((True, False), "give true or false."),
@@ -145,8 +168,8 @@ KEYS: dict[str, Key | Fixed | Follows | Ignored] = {
     "G_kwargs.patch_in_dimensions": Key("encoder.patch_in_dimensions"),
     # latent
     "G_kwargs.patch_out_dimensions": Key("latent.patch_out_dimensions"),
-    "G_kwargs.compression_mode": Key("latent.compression_mode"),
-    "G_kwargs.how_to_compress": Key("latent.how_to_compress"),
+    "G_kwargs.compression_mode": Key("latent.compression_mode", REQUIRED),
+    "G_kwargs.how_to_compress": Key("latent.how_to_compress", REQUIRED),
     "G_kwargs.attnproj_quant_layers": Key("latent.attnproj_quant_layers", 1),
     "G_kwargs.resolution_compression_factor": Key("latent.resolution_compression_factor", 16),
     "G_kwargs.z_dimension": Key("latent.z_dimension", 32),
@@ -157,11 +180,11 @@ KEYS: dict[str, Key | Fixed | Follows | Ignored] = {
     "G_kwargs.entropy_temp": Key("latent.entropy_temp", 0.01),
     "G_kwargs.num_codebooks": Key("latent.num_codebooks", 8),
     # decoder
-    "G_kwargs.conditional": Key("decoder.conditional"),
-    "G_kwargs.label_type": Key("decoder.label_type"),
+    "G_kwargs.conditional": Key("decoder.conditional", REQUIRED),
+    "G_kwargs.label_type": Joint("decoder.label_type"),
     "G_kwargs.label_dim": Key("decoder.label_dim", 1000),
-    "G_kwargs.how_to_decompress": Key("decoder.how_to_decompress"),
-    "G_kwargs.decompress_factor": Key("decoder.decompress_factor"),
+    "G_kwargs.how_to_decompress": Key("decoder.how_to_decompress", REQUIRED),
+    "G_kwargs.decompress_factor": Key("decoder.decompress_factor", REQUIRED),
     "G_kwargs.attnproj_post_quant_layers": Key("decoder.attnproj_post_quant_layers", 1),
     "G_kwargs.z_pooled_resolution": Key("decoder.z_pooled_resolution", 1),
     "G_kwargs.z_dim_for_mapping_mlp_output": Key("decoder.z_dim_for_mapping_mlp_output", 128),
@@ -177,7 +200,7 @@ KEYS: dict[str, Key | Fixed | Follows | Ignored] = {
     "G_kwargs.use_convnext": Key("decoder.use_convnext", True),
     "G_kwargs.use_gaussian_blur": Key("decoder.use_gaussian_blur", True),
     "G_kwargs.add_additional_convnext": Key("decoder.add_additional_convnext", True),
-    "G_kwargs.use_multiscale_output": Key("decoder.use_multiscale_output"),
+    "G_kwargs.use_multiscale_output": Joint("decoder.use_multiscale_output"),
     "G_kwargs.num_fp16_res": Key("decoder.num_fp16_res", 3),
     "G_kwargs.conv_clamp": Key("decoder.conv_clamp", 256),
     "G_kwargs.legacy": Key("decoder.legacy", False),
@@ -238,13 +261,13 @@ KEYS: dict[str, Key | Fixed | Follows | Ignored] = {
     "loss_kwargs.compression_mode": Follows("G_kwargs.compression_mode"),
     "loss_kwargs.resume_kimg": Follows("resume_kimg"),
     "loss_kwargs.total_kimg": Ignored("the objective does not depend on the length of the run."),
-    "loss_kwargs.use_equivariance_regularization": Key("equivariance.use_equivariance_regularization"),
+    "loss_kwargs.use_equivariance_regularization": Key("equivariance.use_equivariance_regularization", REQUIRED),
     "loss_kwargs.l1_pixel_loss_weight": Key("losses.l1_pixel.weight", 1.0),
     "loss_kwargs.l2_pixel_loss_weight": Key("losses.l2_pixel.weight", 0),
     "loss_kwargs.perceptual_loss_weight": Key("losses.perceptual.weight", 10.0),
     "loss_kwargs.ssim_loss_weight": Key("losses.ssim.weight", 0),
-    "loss_kwargs.multiscale_block_indices": Key("losses.multiscale_pixel.weights", []),
-    "loss_kwargs.multiscale_pixel_loss_weights": Key("losses.multiscale_pixel.weights", []),
+    "loss_kwargs.multiscale_block_indices": Joint("losses.multiscale_pixel.weights"),
+    "loss_kwargs.multiscale_pixel_loss_weights": Joint("losses.multiscale_pixel.weights"),
     "loss_kwargs.multiscale_pixel_loss_start_kimg": Key("losses.multiscale_pixel.start_kimg", 0),
     "loss_kwargs.multiscale_pixel_loss_end_kimg": Key("losses.multiscale_pixel.end_kimg", 2000),
     "loss_kwargs.kl_loss_weight": Key("losses.kl.weight", 1e-6),
@@ -270,11 +293,27 @@ KEYS: dict[str, Key | Fixed | Follows | Ignored] = {
     "loss_kwargs.entropy_loss_weight": Key("losses.entropy.weight", 0),
 }
 
-# The name that a problem found in a translated section is also reported under.
-REFERENCE_NAMES: dict[str, str] = {}
-for _name, _entry in KEYS.items():
-    if isinstance(_entry, Key):
-        REFERENCE_NAMES.setdefault(_entry.own, _name)
+# What a term needs to have any effect in the reference: (own term, own switch), and per compression mode.
+ADVERSARIAL_TERMS = (
+    ("stylegan_t", "discriminator.use_stylegan_t_discriminator"),
+    ("matching_aware", "discriminator.use_stylegan_t_discriminator"),
+    ("patchgan", "discriminator.use_patchgan_discriminator"),
+    ("feature_matching", "discriminator.use_patchgan_discriminator"),
+    ("feature_matching", "discriminator.get_interm_feat"),
+)
+TERMS_OF_THE_OTHER_MODE = {"continuous": ("vq", "entropy"), "discrete": ("kl",)}
+
+
+def _reference_names() -> dict[str, str]:
+    """Our dotted key -> the reference key that it was translated from."""
+    names = {"data.source": "training_set_kwargs.class_name", "training.precision": "G_kwargs.num_fp16_res"}
+    for name, entry in KEYS.items():
+        if isinstance(entry, (Key, Joint)):
+            names.setdefault(entry.own, name)
+    return names
+
+
+REFERENCE_NAMES = _reference_names()
 
 
 # --- translation ---------------------------------------------------------------------------------------------
@@ -291,8 +330,21 @@ class Translation:
     """
 
     source: Source
+    notes: list[str]
+    problems: list[Problem]
+
+
+@dataclass
+class _Draft:
+    """A translation in the making: the reference's keys and ours, both flat and dotted."""
+
+    given: dict[str, Any]
+    own: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+
+    def refuse(self, name: str, message: str) -> None:
+        self.problems.append(Problem(name, message))
 
 
 def is_reference_layout(values: Mapping[str, Any]) -> bool:
@@ -302,79 +354,183 @@ def is_reference_layout(values: Mapping[str, Any]) -> bool:
 
 def translate(source: Source) -> Translation:
     """Translate a file of the reference's layout; what is wrong in it is collected, not raised."""
-    problems: list[Problem] = []
-    notes: list[str] = []
-    given = _flatten(source.values, problems)
-    _check_names_and_fixed_values(given, notes, problems)
-    own = {
-        entry.own: entry.default for entry in KEYS.values() if isinstance(entry, Key) and entry.default is not ABSENT
-    }
-    own |= {KEYS[name].own: value for name, value in given.items() if isinstance(KEYS.get(name), Key)}
-    _derive(own, given, notes, problems)
-    _drop_idle_terms(own, notes)
-    values: dict[str, Any] = {}
-    for dotted, value in own.items():
-        _put(values, dotted, value)
-    origins = dict(source.origins)
-    for dotted in own:
-        name = REFERENCE_NAMES.get(dotted)
-        if name in given:
-            origins[tuple(dotted.split("."))] = source.origin(tuple(name.split(".")))
-    return Translation(Source(source.path, values, origins, names=REFERENCE_NAMES), notes, problems)
+    draft = _flatten(source.values)
+    for name, entry in KEYS.items():
+        if isinstance(entry, Fallback) and name in draft.given:
+            draft.given.setdefault(entry.other, draft.given[name])
+    _check_names_and_values(draft)
+    _copy(draft)
+    _translate_data_set(draft)
+    _translate_multiscale(draft)
+    _translate_numerics_and_logging(draft)
+    _drop_idle_terms(draft)
+    return Translation(_to_source(draft, source), draft.notes, draft.problems)
 
 
-def _flatten(values: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
+def _flatten(values: Mapping[str, Any]) -> _Draft:
     """The leaves of the known groups by dotted key."""
-    flat: dict[str, Any] = {}
+    draft = _Draft({})
 
     def walk(mapping: Mapping[str, Any], prefix: str) -> None:
         for key, value in mapping.items():
             name = f"{prefix}{key}"
             if name not in GROUPS:
-                flat[name] = value
+                draft.given[name] = value
             elif isinstance(value, Mapping):
                 walk(value, f"{name}.")
             elif value is not None or name in REQUIRED_GROUPS:
-                problems.append(Problem(name, f"found {value!r}, expected a mapping of keys."))
+                draft.refuse(name, f"found {value!r}, expected a mapping of keys.")
 
     walk(values, "")
-    problems += [Problem(group, "missing. This group is required.") for group in REQUIRED_GROUPS if group not in values]
-    return flat
+    for group in REQUIRED_GROUPS:
+        if group not in values:
+            draft.refuse(group, "missing. This group is required.")
+    return draft
 
 
-def _check_names_and_fixed_values(given: dict[str, Any], notes: list[str], problems: list[Problem]) -> None:
-    for name, value in given.items():
+def _check_names_and_values(draft: _Draft) -> None:
+    for name, value in draft.given.items():
         entry = KEYS.get(name)
         if entry is None:
-            group = name.rpartition(".")[0]
-            siblings = [known for known in (*KEYS, *GROUPS) if known.rpartition(".")[0] == group]
-            near = closest(name, siblings) or ""
-            problems.append(Problem(name, f"unknown key. Closest: {near.rpartition('.')[2]}."))
+            draft.refuse(name, f"unknown key. Closest: {_nearest_name(name)}.")
         elif isinstance(entry, Fixed) and value not in entry.accepted:
-            accepted = " or ".join(repr(item) for item in entry.accepted if item is not None) or "null"
-            problems.append(Problem(name, f"found {value!r}, expected {accepted}: {entry.reason}"))
+            accepted = " or ".join("null" if item is None else repr(item) for item in entry.accepted)
+            draft.refuse(name, f"found {value!r}, expected {accepted}: {entry.reason}")
         elif isinstance(entry, Ignored):
-            notes.append(f"{name} has no effect here: {entry.reason}")
+            draft.notes.append(f"{name} has no effect here: {entry.reason}")
         elif isinstance(entry, Follows):
-            other = KEYS[entry.other]
-            default = other.default if isinstance(other, Key) else ABSENT
-            expected = entry.derive(given.get(entry.other, default))
-            if expected is not ABSENT and value != expected:
-                problems.append(
-                    Problem(name, f"found {value!r}, but {entry.other} makes it {expected!r}; leave this key out.")
-                )
+            deciding = KEYS[entry.other]
+            assert isinstance(deciding, Key)
+            expected = entry.derive(draft.given.get(entry.other, deciding.default))
+            if expected not in (ABSENT, REQUIRED) and value != expected:
+                draft.refuse(name, f"found {value!r}, but {entry.other} makes it {expected!r}; leave this key out.")
 
 
-def _derive(own: dict[str, Any], given: dict[str, Any], notes: list[str], problems: list[Problem]) -> None:
-    """Values that depend on more than one key of the reference."""
+def _nearest_name(name: str) -> str:
+    """The closest key of the same group; or the full name of a key that is spelt like this in another group."""
+    group, _, leaf = name.rpartition(".")
+    elsewhere = [known for known in KEYS if known.rpartition(".")[2] == leaf]
+    if len(elsewhere) == 1:
+        return elsewhere[0]
+    siblings = [known.rpartition(".")[2] for known in (*KEYS, *GROUPS) if known.rpartition(".")[0] == group]
+    return closest(leaf, siblings) or ""
 
 
-def _drop_idle_terms(own: dict[str, Any], notes: list[str]) -> None:
-    """Terms without effect."""
+def _copy(draft: _Draft) -> None:
+    """The keys that both layouts have, and the reference's defaults of those that are not given."""
+    for name, entry in KEYS.items():
+        if not isinstance(entry, Key):
+            continue
+        if name in draft.given:
+            draft.own[entry.own] = draft.given[name]
+        elif entry.default is REQUIRED:
+            draft.refuse(name, "missing. The reference has no default; give it a value.")
+        elif entry.default is not ABSENT:
+            draft.own[entry.own] = entry.default
 
 
-def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *sections, leaf = dotted.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-    values[leaf] = value
+def _translate_data_set(draft: _Draft) -> None:
+    """Kind of data set, and labels of the batches and of the decoder."""
+    given, own = draft.given, draft.own
+    name = "training_set_kwargs.class_name"
+    if name not in given:
+        draft.refuse(name, f"missing. Give {_WDS} or {_FOLDER}.")
+    is_folder = given.get(name) == _FOLDER
+    path = given.get("training_set_kwargs.path")
+    own["data.source"] = "webdataset"
+    if is_folder:
+        own["data.source"] = "zip" if isinstance(path, str) and path.lower().endswith(".zip") else "folder"
+        draft.notes.append("images that are not square are cropped to the middle; the reference stretches them.")
+    label_type = given.get("training_set_kwargs.label_type", given.get("G_kwargs.label_type", "text"))
+    has_labels = not is_folder or given.get("training_set_kwargs.use_labels", False)
+    own["data.label_type"] = label_type if has_labels else "none"
+    own["decoder.label_type"] = given.get("G_kwargs.label_type", label_type)
+    filter_path = own["data.filter_keys_path"]
+    if isinstance(filter_path, str) and filter_path.endswith(".pkl"):
+        draft.notes.append(
+            f"data.filter_keys_path {filter_path} is read as a list of strings and nothing else; "
+            "imagenet_info/scan_keys.py writes such a list as text where the file is not there."
+        )
+
+
+def _translate_multiscale(draft: _Draft) -> None:
+    """`multiscale_block_indices` count the images below full resolution from the largest; here sides are named."""
+    given, own = draft.given, draft.own
+    names = ("loss_kwargs.multiscale_block_indices", "loss_kwargs.multiscale_pixel_loss_weights")
+    indices, weights = (given.get(name, []) for name in names)
+    for name, values in zip(names, (indices, weights)):
+        if not isinstance(values, list):
+            draft.refuse(name, f"found {values!r}, expected a list.")
+            return
+    own["decoder.use_multiscale_output"] = given.get("G_kwargs.use_multiscale_output", len(indices) > 0)
+    if len(indices) != len(weights):
+        draft.refuse(names[1], f"{len(weights)} weights for {len(indices)} blocks {indices}; give one per block.")
+        return
+    side, num_blocks = own.get("data.resolution"), own["decoder.num_blocks"]
+    if not (_is_count(side) and _is_count(num_blocks)):
+        return
+    wrong = [i for i in indices if not _is_count(i) or i > num_blocks - 2 or indices.count(i) > 1]
+    if wrong:
+        draft.refuse(
+            names[0], f"found {wrong[0]!r} in {indices}, expected each of 0 (largest) to {num_blocks - 2} at most once."
+        )
+        return
+    sides = [side >> (i + 1) for i in indices]
+    own["losses.multiscale_pixel.weights"] = dict(zip(sides, weights))
+    if sides:
+        draft.notes.append(f"{names[0]} {indices} count from the largest image below full size: sides {sides}.")
+
+
+def _translate_numerics_and_logging(draft: _Draft) -> None:
+    own = draft.own
+    blocks = own["decoder.num_fp16_res"]
+    own["training.precision"] = "fp16" if _is_count(blocks) and blocks > 0 else "fp32"
+    if own["logging.wandb_project_name"] is None or own["logging.wandb_run_name"] is None:
+        own["logging.wandb_project_name"] = own["logging.wandb_run_name"] = None  # it starts only if both are set
+    if own["discriminator.use_patchgan_discriminator"] is True:
+        draft.notes.append(
+            "the reference drops every other loss after the first step with a PatchGAN; here the file's weights rule."
+        )
+
+
+def _drop_idle_terms(draft: _Draft) -> None:
+    """Leave out the terms that have no effect in the reference, with a note where one was asked for."""
+    own = draft.own
+    reasons = {
+        term: f"{REFERENCE_NAMES[switch]} is false" for term, switch in ADVERSARIAL_TERMS if own[switch] is False
+    }
+    mode = own.get("latent.compression_mode")
+    for term in TERMS_OF_THE_OTHER_MODE.get(mode, ()) if isinstance(mode, str) else ():
+        reasons[term] = f"G_kwargs.compression_mode is {mode}"
+    for term in {key.split(".")[1] for key in own if key.startswith("losses.")}:
+        weight = f"losses.{term}.weight"
+        if term == "multiscale_pixel":
+            idle = not any(own.get("losses.multiscale_pixel.weights", {}).values())
+        else:
+            idle = _is_zero(own[weight]) or term in reasons
+            if term in reasons and not _is_zero(draft.given.get(REFERENCE_NAMES[weight], 0)):
+                draft.notes.append(f"{REFERENCE_NAMES[weight]} has no effect, because {reasons[term]}; left out.")
+        if idle:
+            draft.own = {key: value for key, value in draft.own.items() if not key.startswith(f"losses.{term}.")}
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0
+
+
+def _to_source(draft: _Draft, source: Source) -> Source:
+    values: dict[str, Any] = {"losses": {}}
+    origins = dict(source.origins)
+    for dotted, value in draft.own.items():
+        *sections, leaf = dotted.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[leaf] = value
+        name = REFERENCE_NAMES[dotted]
+        origins[(*sections, leaf)] = source.origin(tuple(name.split(".")))
+    return Source(source.path, values, origins, REFERENCE_NAMES)

@@ -199,13 +199,17 @@ PATH_KEYS = (
 )
 
 
+_REMEDIES = {"data.filter_keys_path": " imagenet_info/scan_keys.py writes it; null keeps every sample."}
+
+
 def missing_paths(values: Mapping[str, Any]) -> list[Problem]:
     """Files and folders that the values of a configuration name and that are not here."""
     problems = []
     for key in PATH_KEYS:
         value = _value_at(values, key)
         if isinstance(value, str) and "://" not in value and not Path(value).expanduser().exists():
-            problems.append(Problem(key, f"found {value!r}, which does not exist{_nearest_path(value)}."))
+            remedy = _REMEDIES.get(key, "")
+            problems.append(Problem(key, f"found {value!r}, which does not exist{_nearest_path(value)}.{remedy}"))
     name = _value_at(values, "encoder.vfm_name")
     if isinstance(name, str) and _looks_local(name) and not Path(name).expanduser().exists():
         problems.append(

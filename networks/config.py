@@ -82,7 +82,9 @@ class DecoderConfig(StrictModel):
     channel_max: PositiveInt = Field(512, description="Most channels of a block.")
     num_res_blocks: PositiveInt = Field(3, description="Residual groups per block.")
     add_additional_convnext: bool = Field(True, description="3 layers instead of 2 per group in blocks 0 to 3.")
-    concat_z_block_indices: list[NonNegativeInt] = Field([], description="Blocks that the latent is concatenated to.")
+    concat_z_block_indices: list[NonNegativeInt] = Field(
+        min_length=1, description="Blocks that the latent is concatenated to; block 0 has no other input."
+    )
     concat_z_mapped_dims: list[PositiveInt] = Field(
         [], description="Width of the latent branch, indexed by block; empty: the branch keeps its natural width."
     )
@@ -173,7 +175,7 @@ def _block_indices(key: str):
         indices = getattr(c.decoder, key)
         wrong = [i for i in indices if i >= c.decoder.num_blocks]
         if wrong:
-            return f"block {wrong[0]} does not exist; decoder.num_blocks is {c.decoder.num_blocks} (0 to {c.decoder.num_blocks - 1})."
+            return f"block {wrong[0]} does not exist; decoder.num_blocks is {c.decoder.num_blocks}, counted from 0."
         if len(set(indices)) != len(indices):
             return f"found {indices}, expected each block at most once."
         return None
