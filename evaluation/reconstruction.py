@@ -1,0 +1,367 @@
+"""Reconstruct a folder of images with a tokenizer.
+
+image files -> square crops -> posterior -> z -> decoder -> `inputs/` and `outputs/` PNG files of equal names
+
+What is written for an image depends on the image, the model and the protocol, and on nothing else: its posterior
+noise is keyed by (seed, name), every batch has the full size, and ranks only share the list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common import distributed
+from common.errors import DataError, UserError
+from common.files import write_json_atomically
+from common.random import torch_generator
+from common.value_range import signed_to_unit, uint8_to_unit, unit_to_uint8
+from evaluation.images import CROPS, ImageFile, UnreadableImage, list_images, read_rgb, to_tensor, write_png
+
+INPUT_FOLDER = "inputs"
+OUTPUT_FOLDER = "outputs"
+MANIFEST_NAME = "manifest.json"
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What decides the pixels of a reconstruction, besides the image and the model's weights.
+
+    Args:
+        resolution: side of the square crop in pixels.
+        crop: how an image is cropped, a name of `evaluation.images.CROPS`.
+        latent: "sample" draws z from the posterior, "mode" takes its mean.
+        seed: key of the posterior noise.
+    """
+
+    resolution: int
+    crop: str = "torchvision"
+    latent: Literal["sample", "mode"] = "sample"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        CROPS[self.crop]
+        if self.latent not in ("sample", "mode"):
+            raise UserError(f"latent: found {self.latent!r}, expected 'sample' or 'mode'.")
+        if self.resolution < 1:
+            raise UserError(f"resolution: found {self.resolution}, expected at least 1.")
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that could not be read, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Crop:
+    """An image that was read: uint8 [3, R, R]."""
+
+    image: ImageFile
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts of a finished reconstruction, over all ranks.
+
+    Args:
+        found: images that were to be reconstructed.
+        reconstructed: images written by this call.
+        kept: images whose files were there already (`skip_existing`).
+        unreadable: images that could not be read; nothing was written for them.
+        seconds: wall time.
+    """
+
+    found: int
+    reconstructed: int
+    kept: int
+    unreadable: tuple[Unreadable, ...]
+    seconds: float
+
+
+@torch.inference_mode()
+def reconstruct_batch(model: nn.Module, images: Tensor, keys: Sequence[str], protocol: Protocol) -> Tensor:
+    """Reconstruct a batch.
+
+    Args:
+        model: a tokenizer in eval mode.
+        images: uint8 [B, 3, R, R], on the model's device.
+        keys: one per image; with the seed it decides the posterior noise.
+    Returns: uint8 [B, 3, R, R], truncated as published PNG files are.
+    """
+    posterior = model.encode(uint8_to_unit(images)).posterior
+    if protocol.latent == "mode":
+        z = posterior.mode()
+    else:
+        shape = posterior.mean.shape[1:]
+        noise = [torch.randn(shape, generator=torch_generator(protocol.seed, "posterior", key)) for key in keys]
+        z = posterior.sample(noise=torch.stack(noise).to(posterior.mean))
+    return unit_to_uint8(signed_to_unit(model.decode(z).reconstruction))
+
+
+def reconstruct_share(
+    model: nn.Module,
+    images: Sequence[ImageFile],
+    output_dir: str | Path,
+    protocol: Protocol,
+    *,
+    batch_size: int,
+    device: torch.device,
+    workers: int = 4,
+    show_progress: bool = False,
+) -> list[Unreadable]:
+    """Reconstruct one rank's images; reading, computing and writing overlap.
+
+    The last batch is filled up with copies, so that the number of images does not change what is computed for one.
+
+    Returns: the images that could not be read.
+    """
+    output_dir = Path(output_dir)
+    unreadable: list[Unreadable] = []
+    progress = tqdm(total=len(images), unit="image", disable=not show_progress, smoothing=0.1)
+
+    def read(image: ImageFile) -> Crop | Unreadable:
+        try:
+            return Crop(image, to_tensor(CROPS[protocol.crop](read_rgb(image.path), protocol.resolution)))
+        except UnreadableImage as error:
+            return Unreadable(str(image.path), str(error))
+
+    def crops(results: Iterable[Crop | Unreadable]) -> Iterator[Crop]:
+        for result in results:
+            if isinstance(result, Unreadable):
+                log.warning("%s: not readable, left out (%s)", result.name, result.reason)
+                unreadable.append(result)
+                progress.update()
+            else:
+                yield result
+
+    with progress, ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as writers:
+        pending: deque[Future] = deque()
+        for batch in _batches(crops(_read_ahead(readers, read, images, ahead=2 * batch_size + workers)), batch_size):
+            filled = batch + batch[-1:] * (batch_size - len(batch))
+            pixels = torch.stack([crop.pixels for crop in filled]).to(device)
+            outputs = reconstruct_batch(model, pixels, [crop.image.key for crop in filled], protocol).cpu()
+            for crop, output in zip(batch, outputs):
+                for folder, content in ((INPUT_FOLDER, crop.pixels), (OUTPUT_FOLDER, output)):
+                    path = output_dir / folder / crop.image.png_name
+                    pending.append(writers.submit(write_png, path, content))
+            while len(pending) > 4 * batch_size:
+                pending.popleft().result()
+            progress.update(len(batch))
+        for future in pending:
+            future.result()
+    return unreadable
+
+
+def reconstruct_folder(
+    model: nn.Module,
+    input_dir: str | Path,
+    output_dir: str | Path,
+    protocol: Protocol,
+    *,
+    batch_size: int,
+    device: torch.device,
+    recursive: bool = False,
+    num_images: int | None = None,
+    skip_existing: bool = False,
+    workers: int = 4,
+    description: dict[str, Any] | None = None,
+) -> Summary:
+    """Reconstruct a folder on all ranks; `output_dir` gets `inputs/`, `outputs/` and `manifest.json`.
+
+    Args:
+        num_images: only the first so many by name.
+        skip_existing: leave images alone whose two files are there, if they come from the same weights and protocol.
+        description: what else the manifest should say of the run.
+    Raises: DataError before any work if there is no image, if two images share a name, or if the output folder
+        holds files that do not belong to this reconstruction.
+    """
+    started = time.monotonic()
+    output_dir = Path(output_dir)
+    plan = _on_first_rank(
+        lambda: _plan(model, Path(input_dir), output_dir, protocol, recursive, num_images, skip_existing)
+    )
+    share = plan.to_do[distributed.rank() :: distributed.world_size()]
+    own = reconstruct_share(
+        model,
+        share,
+        output_dir,
+        protocol,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+        show_progress=distributed.rank() == 0,
+    )
+    unreadable = sorted((u for part in distributed.all_gather_objects(own) for u in part), key=lambda u: u.name)
+    summary = Summary(
+        found=plan.found,
+        reconstructed=len(plan.to_do) - len(unreadable),
+        kept=plan.found - len(plan.to_do),
+        unreadable=tuple(unreadable),
+        seconds=time.monotonic() - started,
+    )
+    if distributed.rank() == 0:
+        facts = {"batch_size_per_rank": batch_size, "ranks": distributed.world_size(), "device": str(device.type)}
+        _write_manifest(output_dir, plan.identity, "complete", {**(description or {}), **facts}, summary)
+    distributed.barrier()
+    return summary
+
+
+@dataclass(frozen=True)
+class _Plan:
+    found: int
+    to_do: list[ImageFile]
+    identity: dict[str, Any]
+
+
+def _plan(
+    model: nn.Module,
+    input_dir: Path,
+    output_dir: Path,
+    protocol: Protocol,
+    recursive: bool,
+    num_images: int | None,
+    skip_existing: bool,
+) -> _Plan:
+    if recursive and output_dir.resolve().is_relative_to(input_dir.resolve()):
+        raise DataError(f"{output_dir}: lies inside the input folder {input_dir}, which is searched recursively.")
+    images = list_images(input_dir, recursive)[:num_images]
+    identity = {"protocol": asdict(protocol), "weights_sha256": weights_sha256(model)}
+    names = {image.png_name for image in images}
+    for folder in (output_dir / INPUT_FOLDER, output_dir / OUTPUT_FOLDER):
+        _refuse_foreign(folder, names)
+    to_do = images
+    if skip_existing:
+        to_do = [image for image in images if not _is_done(output_dir, image)]
+        if len(to_do) < len(images):
+            _refuse_other_origin(output_dir / MANIFEST_NAME, identity)
+    for image in to_do:  # so that an interrupted run never leaves files of two models side by side
+        for folder in (INPUT_FOLDER, OUTPUT_FOLDER):
+            (output_dir / folder / image.png_name).unlink(missing_ok=True)
+    _write_manifest(output_dir, identity, "running", {}, None)
+    return _Plan(len(images), to_do, identity)
+
+
+def _is_done(output_dir: Path, image: ImageFile) -> bool:
+    return all((output_dir / folder / image.png_name).is_file() for folder in (INPUT_FOLDER, OUTPUT_FOLDER))
+
+
+def _refuse_foreign(folder: Path, names: set[str]) -> None:
+    """Files of an earlier, other run would be evaluated as if they were of this one."""
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")} if folder.is_dir() else set()
+    foreign = sorted(name for name in present - names if not Path(name).name.startswith("."))
+    if foreign:
+        raise DataError(
+            f"{folder}: holds {len(foreign)} PNG files that this run does not write, such as {foreign[0]}; "
+            "choose an empty --output-dir or remove them."
+        )
+
+
+def _refuse_other_origin(manifest_path: Path, identity: dict[str, Any]) -> None:
+    try:
+        found = json.loads(manifest_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{manifest_path}: cannot be read ({error}), so the images beside it may be of another model; "
+            "leave out --skip-existing to write them again."
+        ) from error
+    for key, expected in identity.items():
+        if found.get(key) != expected:
+            raise DataError(
+                f"{manifest_path}: {key}: found {found.get(key)}, expected {expected}; leave out --skip-existing to "
+                "write all images again."
+            )
+
+
+def _write_manifest(
+    output_dir: Path, identity: dict[str, Any], status: str, facts: dict[str, Any], summary: Summary | None
+) -> None:
+    content = {
+        "status": status,
+        **identity,
+        **facts,
+        "png_rounding": "truncate",
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")},
+    }
+    if summary is not None:
+        content["counts"] = {
+            "found": summary.found,
+            "reconstructed": summary.reconstructed,
+            "kept": summary.kept,
+            "unreadable": len(summary.unreadable),
+        }
+        content["unreadable"] = [asdict(item) for item in summary.unreadable]
+        content["seconds"] = round(summary.seconds, 3)
+    write_json_atomically(output_dir / MANIFEST_NAME, content)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hex SHA-256 over names, types, shapes and bytes of all tensors of a model, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _on_first_rank(work: Callable[[], Result]) -> Result:
+    """Rank 0's result on every rank; its UserError is raised on every rank."""
+    result: Any = None
+    if distributed.rank() == 0:
+        try:
+            result = work()
+        except UserError as error:
+            result = error
+    result = distributed.broadcast_object(result)
+    if isinstance(result, UserError):
+        raise result
+    return result
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """`map(work, items)` in a thread pool, in order, with a bounded number of results waiting."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items; the last one may be shorter."""
+    batch: list[Item] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

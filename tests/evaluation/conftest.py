@@ -1,0 +1,29 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from networks.latent import DiagonalGaussian
+
+
+class FakeTokenizer(nn.Module):
+    """A tokenizer in all but size: 4x4 block means and a noisy copy of them, enlarged by repetition."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(img_resolution=16)
+        self.gain = nn.Parameter(torch.tensor(1.0))
+
+    def encode(self, images):
+        mean = nn.functional.avg_pool2d(images, 4) * 2 - 1
+        logvar = torch.full_like(mean, -3.0)
+        return SimpleNamespace(posterior=DiagonalGaussian(torch.cat([mean, logvar], dim=1)))
+
+    def decode(self, z):
+        return SimpleNamespace(reconstruction=nn.functional.interpolate(z, scale_factor=4) * self.gain)
+
+
+@pytest.fixture
+def tokenizer():
+    return FakeTokenizer().eval()
