@@ -1,0 +1,1 @@
+"""The decoder: latent -> expansion -> style w and latent branches -> progressive synthesis -> images."""

@@ -1,0 +1,113 @@
+"""What every family of frozen encoders has in common: resize, normalise, run without gradients, hand out layers."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.errors import UserError
+from networks.interfaces import Features
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+class VisionEncoder(nn.Module):
+    """A frozen vision foundation model: images -> token maps of chosen layers.
+
+    A family says how its images are resized and normalised, loads its backbone, and runs it. Always in eval mode and
+    without gradients; on CUDA under bf16 autocast with fp32 weights; features leave it in fp32.
+
+    Args:
+        backbone: the pretrained model.
+        layers: hidden states to return. 0 is the embedding, k > 0 the output of block k, -1 the last one after the
+            final norm, -2 the last one before it, -3 the block before that.
+        scale_factor: images are resized by this first.
+    """
+
+    interpolation: ClassVar[str] = "bilinear"
+    antialias_prescale: ClassVar[bool] = True
+    mean: ClassVar[tuple[float, float, float]] = HALF_MEAN
+    std: ClassVar[tuple[float, float, float]] = HALF_STD
+
+    def __init__(self, backbone: nn.Module, layers: list[int], scale_factor: float):
+        super().__init__()
+        self.backbone = backbone.eval().requires_grad_(False)
+        self.layers = list(layers)
+        self.scale_factor = scale_factor
+        self.register_buffer("pixel_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
+        for layer in layers:
+            self.resolve_layer(layer)
+
+    # What a family provides.
+
+    @classmethod
+    def load_backbone(cls, vfm_name: str, revision: str | None) -> nn.Module:
+        """The pretrained model from a folder or hub id, fp32. Raises UserError if it cannot be had whole."""
+        raise NotImplementedError
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        raise NotImplementedError
+
+    def layer_channels(self, layer: int) -> int:
+        """Channels of a layer as `forward` returns it."""
+        raise NotImplementedError
+
+    def run(self, pixels: Tensor) -> Features:
+        """Normalised pixels [B, 3, H, W] -> the chosen layers."""
+        raise NotImplementedError
+
+    # What all families share.
+
+    def resolve_layer(self, layer: int) -> int:
+        """A requested layer as a number of blocks to run. Raises UserError if the model has no such layer."""
+        blocks = layer if layer >= 0 else self.depth if layer == -1 else self.depth + layer + 2
+        if not 0 <= blocks <= self.depth:
+            raise UserError(
+                f"encoder.patch_from_layers: layer {layer} does not exist; this encoder has {self.depth} blocks, "
+                f"so layers 0 to {self.depth} and -1 to {-self.depth - 2}."
+            )
+        return blocks
+
+    def train(self, mode: bool = True) -> VisionEncoder:
+        """Stay in eval mode: the encoder is frozen."""
+        return super().train(False)
+
+    def preprocess(self, images: Tensor, input_scale: float = 1.0) -> Tensor:
+        """[B, 3, H, W] in [0, 1] -> the normalised input of the backbone.
+
+        Args:
+            input_scale: factor of the equivariance regularisation's input branch; applied first when below 1.
+        """
+        if input_scale < 1:
+            images = F.interpolate(
+                images,
+                scale_factor=input_scale,
+                mode=self.interpolation,
+                align_corners=False,
+                antialias=self.antialias_prescale,
+            )
+        if self.scale_factor != 1:
+            images = F.interpolate(
+                images,
+                scale_factor=self.scale_factor,
+                mode=self.interpolation,
+                align_corners=False,
+                antialias=self.scale_factor < 1,
+            )
+        return (images - self.pixel_mean) / self.pixel_std
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, input_scale: float = 1.0) -> Features:
+        """Images [B, 3, H, W] in [0, 1] -> features; see `preprocess` for `input_scale`."""
+        pixels = self.preprocess(images.float(), input_scale)
+        device = pixels.device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            features = self.run(pixels)
+        return Features([level.float() for level in features.levels], features.grids)

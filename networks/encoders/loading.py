@@ -1,0 +1,26 @@
+"""Loading an encoder by its configuration."""
+
+from __future__ import annotations
+
+from common.errors import UserError
+from common.registry import import_object
+from networks.config import EncoderConfig
+from networks.encoders import FAMILIES
+from networks.encoders.base import VisionEncoder
+
+
+def load_encoder(config: EncoderConfig) -> VisionEncoder:
+    """The frozen encoder that a configuration names, from a local folder, the hub or a package.
+
+    Raises: UserError if it cannot be loaded whole, or its layers are not as wide as the configuration says.
+    """
+    encoder_class: type[VisionEncoder] = import_object(FAMILIES[config.resolved_family()].target)
+    backbone = encoder_class.load_backbone(config.vfm_name, config.revision)
+    encoder = encoder_class(backbone, config.patch_from_layers, config.scale_factor)
+    widths = [encoder.layer_channels(layer) for layer in config.patch_from_layers]
+    if widths != config.patch_in_dimensions:
+        raise UserError(
+            f"encoder.patch_in_dimensions: found {config.patch_in_dimensions}, but layers {config.patch_from_layers} "
+            f"of {config.vfm_name!r} have {widths} channels; put these numbers there."
+        )
+    return encoder

@@ -1,0 +1,73 @@
+"""Records that flow between the networks.
+
+    images -> encoder features -> moments -> posterior -> latent z -> decoder -> images of all scales
+
+Shapes: B images, side S; h x w latent grid; C latent channels; D_i channels of encoder layer i.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from networks.latent import DiagonalGaussian
+
+
+@dataclass(frozen=True)
+class Features:
+    """Token maps of the requested encoder layers, in the order in which they were requested.
+
+    Attributes:
+        levels: one [B, h_i * w_i, D_i] tensor per layer, float32, row-major tokens, no class or register tokens.
+        grids: the (h_i, w_i) of each; kept beside the tokens, so that no square root is ever taken.
+    """
+
+    levels: list[Tensor]
+    grids: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What the encoder side makes of a batch of images.
+
+    Attributes:
+        z: the latent [B, C, h, w]: a sample of the posterior, before any equivariance transform.
+        posterior: the distribution that z was drawn from.
+        features: the frozen features it was made from.
+        projected: z in the feature space of the encoder's last layer, [B, D, h, w]; None without an alignment head.
+    """
+
+    z: Tensor
+    posterior: DiagonalGaussian
+    features: Features
+    projected: Tensor | None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the decoder makes of a latent.
+
+    Attributes:
+        reconstruction: [B, 3, S, S], nominally in [-1, 1], not clamped.
+        pyramid: images of the intermediate resolutions by their nominal side (that of the block), same range.
+    """
+
+    reconstruction: Tensor
+    pyramid: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
+class TokenizerOutput:
+    """A whole pass through a tokenizer.
+
+    Attributes:
+        latent: the encoder side's result.
+        decoder_input: the z that the decoder saw (before the equivariance transform). When the pass was cut
+            at the latent it is a leaf, whose gradient is the decoder's share.
+        decoded: the decoder side's result.
+    """
+
+    latent: Latent
+    decoder_input: Tensor
+    decoded: Decoded

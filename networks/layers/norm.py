@@ -1,0 +1,31 @@
+"""Normalisation layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation computed in fp32 whatever the input's precision; the output has the input's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            if x.device.type == "cpu":  # this kernel accumulates in fp32 and takes a bf16 input with fp32 weights
+                return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+            return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+
+
+class ChannelRMSNorm(nn.Module):
+    """x / max(||x||_2 over channels, 1e-12) * sqrt(C) * gamma, on [B, C, H, W]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.scale = channels**0.5
+        self.gamma = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1) * (self.scale * self.gamma).to(x.dtype)

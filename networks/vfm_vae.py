@@ -1,0 +1,96 @@
+"""VFM-VAE: frozen vision foundation model -> fused KL latent -> progressive decoder (arXiv 2510.18457).
+
+images -> encoder features -> moments -> posterior -> latent z -> decoder -> images of all scales
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from networks.alignment import AlignmentHead
+from networks.compression import Compression
+from networks.config import TokenizerConfig
+from networks.decoder.decoder import Decoder
+from networks.encoders.base import VisionEncoder
+from networks.equivariance import IDENTITY, EquivarianceTransform
+from networks.interfaces import Decoded, Latent, TokenizerOutput
+from networks.latent import DiagonalGaussian
+
+
+class VFMVAETokenizer(nn.Module):
+    """The tokenizer as in the paper's figure. Images go in as [0, 1] and come out as [-1, 1].
+
+    Args:
+        config: its shape.
+        encoder: the frozen encoder; None builds everything else (to count parameters, or only to decode).
+        noise: give the decoder's layers fixed noise maps (`legacy` weights); None: what the configuration says.
+    """
+
+    def __init__(self, config: TokenizerConfig, encoder: VisionEncoder | None, noise: bool | None = None):
+        super().__init__()
+        self.config = config
+        self.has_noise = bool(config.decoder.legacy) if noise is None else noise
+        self.encoder = encoder
+        token_side = int(config.img_resolution * config.encoder.scale_factor // config.encoder.patch_size())
+        self.compression = Compression(config.encoder, config.latent, token_side // config.latent_side())
+        if config.alignment_head:
+            last = config.encoder.patch_from_layers.index(-1)
+            self.alignment = AlignmentHead(config.latent.channels(), config.encoder.patch_in_dimensions[last])
+        self.decoder = Decoder(config, self.has_noise)
+
+    def trainable_parts(self) -> nn.ModuleDict:
+        """Everything but the frozen encoder."""
+        return nn.ModuleDict({name: part for name, part in self.named_children() if name != "encoder"})
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """[C, h, w] of the latent of an image of height x width pixels."""
+        factor = self.config.latent.resolution_compression_factor
+        return self.config.latent.channels(), height // factor, width // factor
+
+    def encode(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        transform: EquivarianceTransform = IDENTITY,
+    ) -> Latent:
+        """Images [B, 3, H, W] in [0, 1] -> posterior and a sample z of it.
+
+        Args:
+            generator, noise: where the sample's noise comes from, see `DiagonalGaussian.sample`.
+            transform: its input branch makes the encoder see a smaller image.
+        """
+        assert self.encoder is not None, "this tokenizer was built without its encoder"
+        features = self.encoder(images, transform.input_scale)
+        posterior = DiagonalGaussian(self.compression(features).float())
+        z = posterior.sample(generator, noise)
+        projected = self.alignment(z) if self.config.alignment_head else None
+        return Latent(z, posterior, features, projected)
+
+    def decode(self, z: Tensor, truncation_psi: float = 1.0) -> Decoded:
+        """Latent [B, C, h, w] -> images in [-1, 1], not clamped."""
+        return self.decoder(z, truncation_psi)
+
+    def forward(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        transform: EquivarianceTransform = IDENTITY,
+        cut_at_latent: bool = False,
+        update_average: bool = False,
+    ) -> TokenizerOutput:
+        """A whole pass.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1].
+            generator: source of the posterior noise.
+            transform: equivariance transform of this micro-batch.
+            cut_at_latent: make the decoder's input a leaf, so that the decoder's gradient can be taken first and
+                the encoder side's gradient built from it.
+            update_average: advance the running mean of the styles.
+        """
+        latent = self.encode(images, generator, transform=transform)
+        decoder_input = latent.z.detach().requires_grad_() if cut_at_latent else latent.z
+        decoded = self.decoder(transform.apply_to_latent(decoder_input), update_average=update_average)
+        return TokenizerOutput(latent, decoder_input, decoded)

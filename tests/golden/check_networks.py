@@ -1,0 +1,311 @@
+"""How the cases of the networks are compared."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from networks.checkpoint import (
+    CONVNEXT,
+    ENCODER_PREFIX,
+    MAPPING,
+    PROJECTION,
+    SELF_ATTENTION,
+    TO_RGB,
+    TOKENIZER,
+    UPSAMPLER,
+    Rows,
+    to_own_name,
+    to_reference_name,
+)
+from networks.compression import unshuffle_tokens
+from networks.config import TokenizerConfig
+from networks.decoder.mapping import MappingNetwork
+from networks.decoder.to_rgb import ToRGB
+from networks.equivariance import EquivarianceTransform, draw_transform
+from networks.latent import DiagonalGaussian
+from networks.layers.attention import SelfAttentionBlock
+from networks.layers.attention_projection import AttentionProjection
+from networks.layers.convnext import ModulatedConvNeXt
+from networks.layers.resample import BlurUpsampler
+from networks.vfm_vae import VFMVAETokenizer
+from losses.vf_alignment import vf_alignment_loss
+from tests.golden.cases import Case, fill, filled_state, load_filled
+
+CONSTRUCTOR_DEFAULTS = {
+    "resolution_compression_factor": 16,
+    "z_dimension": 32,
+    "vocab_width": 64,
+    "z_pooled_resolution": 1,
+    "attnproj_quant_layers": 1,
+    "attnproj_post_quant_layers": 1,
+    "z_dim_for_mapping_mlp_output": 128,
+    "vocab_size": 32768,
+    "vocab_beta": 0.25,
+    "use_entropy_loss": False,
+    "entropy_temp": 0.01,
+    "num_codebooks": 8,
+    "concat_z_block_indices": [],
+    "concat_z_mapped_dims": [],
+    "how_to_process_concat_z": "unshuffle",
+    "activation_for_concat_z": "gelu",
+    "use_multiscale_output": True,
+    "attn_block_indices": [],
+    "attn_depths": [],
+    "use_self_attn": True,
+    "use_cross_attn": False,
+    "use_convnext": True,
+    "use_gaussian_blur": True,
+    "add_additional_convnext": True,
+    "img_resolution": 256,
+    "num_blocks": 6,
+    "num_fp16_res": 3,
+    "conv_clamp": 256,
+    "legacy": False,
+}
+SYNTHESIS_DEFAULTS = {
+    "channel_base": 32768,
+    "channel_max": 512,
+    "num_res_blocks": 3,
+    "attn_heads": 8,
+    "attn_ff_mult": 4,
+}
+
+
+def tokenizer_config(kwargs: dict, family: str) -> TokenizerConfig:
+    """The reference's constructor arguments as a configuration."""
+    given = {**CONSTRUCTOR_DEFAULTS, **kwargs}
+    given.update({**SYNTHESIS_DEFAULTS, **given.pop("synthesis_kwargs", {})})
+
+    def pick(model) -> dict:
+        return {name: given[name] for name in model.model_fields if name in given}
+
+    fields = TokenizerConfig.model_fields
+    return TokenizerConfig(
+        img_resolution=given["img_resolution"],
+        encoder={**pick(fields["encoder"].annotation), "family": family},
+        latent=pick(fields["latent"].annotation),
+        decoder=pick(fields["decoder"].annotation),
+        alignment_head=given.get("use_vf_loss", False),
+    )
+
+
+def build_tiny_encoder(vfm: dict, config: TokenizerConfig):
+    """An encoder of random weights from the configuration that a case states."""
+    import transformers
+
+    from common.registry import import_object
+    from networks.encoders import FAMILIES
+
+    options = getattr(transformers, vfm["config_class"])(**vfm["config"])
+    backbone = getattr(transformers, vfm["transformers_class"])(options)
+    encoder_class = import_object(FAMILIES[vfm["family"]].target)
+    return encoder_class(backbone, config.encoder.patch_from_layers, config.encoder.scale_factor)
+
+
+def build_tiny(case: Case) -> VFMVAETokenizer:
+    """The tokenizer of a case, with filled weights, in eval mode."""
+    family = case.facts["vfm"]["family"]
+    config = tokenizer_config(case.facts["generator_kwargs"], family)
+    model = VFMVAETokenizer(config, build_tiny_encoder(case.facts["vfm"], config))
+    state = filled_state(case.facts["state_dict"])
+    load_filled(model, {to_own_name(key, family=family): value for key, value in state.items()})
+    keys = {key for key, *_ in case.facts["state_dict"]}
+    assert {to_reference_name(name, family=family) for name in model.state_dict()} == keys
+    return model.eval()
+
+
+@torch.no_grad()
+def check_tiny(case: Case) -> None:
+    """A complete small tokenizer."""
+    model = build_tiny(case)
+    images = case.tensors["img"]
+    checks: dict[str, Callable[[], Tensor]] = {}
+
+    features = model.encoder(images)
+    for i, level in enumerate(features.levels):
+        checks[f"vfm_feature_{i}"] = lambda level=level: level
+    moments = model.compression(features)
+    posterior = DiagonalGaussian(moments)
+    eps = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(0))
+    z = posterior.sample(noise=eps)
+    checks |= {
+        "z_before_quantize": lambda: moments,
+        "mean": lambda: posterior.mean,
+        "logvar_clamped": lambda: posterior.logvar,
+        "eps": lambda: eps,
+        "z_sample": lambda: z,
+        "kl_loss": lambda: posterior.kl().mean(),
+    }
+    decoder = model.decoder
+    expanded = decoder.expansion(posterior.mode())
+    decoded = model.decode(posterior.mode())
+    checks |= {
+        "z_decoded": lambda: expanded,
+        "z_pooled": lambda: torch.nn.functional.adaptive_avg_pool2d(expanded, decoder.pooled_side).flatten(1),
+        "w": lambda: decoder.style(expanded),
+        "decode_img": lambda: decoded.reconstruction,
+        "decode_img_truncation_0.5": lambda: model.decode(posterior.mode(), truncation_psi=0.5).reconstruction,
+        "forward_img": lambda: model.decode(z).reconstruction,
+    }
+    for i, image in enumerate(reversed(decoded.pyramid.values())):
+        checks[f"decode_multiscale_{i}"] = lambda image=image: image
+    if model.config.alignment_head:
+        kwargs = case.facts["generator_kwargs"]
+        options = {
+            name: kwargs.get(name, default)
+            for name, default in (("distmat_margin", 0), ("cos_margin", 0), ("distmat_weight", 1), ("cos_weight", 1))
+        }
+        last = model.config.encoder.patch_from_layers.index(-1)
+        from networks.compression import tokens_to_map
+
+        aligned_to = tokens_to_map(features.levels[last], features.grids[last])
+        checks["vf_loss"] = lambda: vf_alignment_loss(model.alignment(z), aligned_to, **options)
+    for name in case.tensors:
+        if name.startswith("z_before_quantize_eq_prior_"):
+            scale = float(name.rsplit("_", 1)[1])
+            small = EquivarianceTransform(scale, on_input=True)
+            checks[name] = lambda small=small: model.encode(images, noise=eps[:0], transform=small).posterior.moments
+            checks[f"decode_img_eq_prior_{scale:g}"] = lambda s=small: (
+                model.decode(
+                    DiagonalGaussian(model.compression(model.encoder(images, s.input_scale))).mode()
+                ).reconstruction
+            )
+            checks[name] = lambda s=small: model.compression(model.encoder(images, s.input_scale))
+    for name in case.tensors:
+        if name != "img":
+            assert name in checks, f"{case.name}: the stored tensor {name!r} has no counterpart"
+            case.check(name, checks[name]())
+    num_ws = case.facts.get("num_ws")
+    if num_ws is not None:
+        assert sum(len(block.layers) + 1 for block in decoder.blocks) == num_ws
+
+
+# --- single modules ----------------------------------------------------------------------------------------------
+
+
+def _filled(case: Case, module: torch.nn.Module, rows: Rows) -> torch.nn.Module:
+    prefix = case.facts["key_prefix"]
+    state = {key.removeprefix(prefix): value for key, value in filled_state(case.facts["state_dict"]).items()}
+    load_filled(module, {to_own_name(key, rows): value for key, value in state.items()})
+    return module.eval()
+
+
+def _attention_projection(case: Case) -> None:
+    k = case.facts["kwargs"]
+    module = AttentionProjection(k["in_dim"], k["out_dim"], k["num_heads"], k["num_layers"], k["is_quant"])
+    case.check("out", _filled(case, module, PROJECTION)(case.tensors["in/x"]))
+
+
+def _unshuffle(case: Case) -> None:
+    tokens = case.tensors["in/x"]
+    side = int(tokens.shape[1] ** 0.5)
+    case.check("out", unshuffle_tokens(tokens, (side, side), case.facts["kwargs"]["downscale_factor"])[0])
+
+
+def _convnext(case: Case) -> None:
+    k = case.facts["kwargs"]
+    noise_side = 8 << k["block_index"] if k["legacy"] else None
+    module = ModulatedConvNeXt(k["channels"], k["w_dim"], k["kernel_size"], noise_side)
+    case.check("out", _filled(case, module, CONVNEXT)(case.tensors["in/x"], case.tensors["in/w"]))
+
+
+def _upsampler(case: Case) -> None:
+    k = case.facts["kwargs"]
+    taps = {"3x3": (1, 2, 1), "4x4": (1, 3, 3, 1), "5x5": (1, 4, 6, 4, 1)}[k["blur_kernel"]]
+    module = BlurUpsampler(
+        k["in_channels"], k["out_channels"], taps if k["use_gaussian_blur"] else None, k["pre_normalize"]
+    )
+    case.check("out", _filled(case, module, UPSAMPLER)(case.tensors["in/x"]))
+
+
+def _to_rgb(case: Case) -> None:
+    k = case.facts["kwargs"]
+    module = _filled(case, ToRGB(k["in_channels"], k["w_dim"]), TO_RGB)
+    case.check("out", module(case.tensors["in/x"], case.tensors["in/w"]))
+
+
+def _self_attention(case: Case) -> None:
+    k = case.facts["kwargs"]
+    module = _filled(case, SelfAttentionBlock(k["dim"], k["heads"], k["ff_mult"]), SELF_ATTENTION)
+    case.check("out", module(case.tensors["in/x"]))
+
+
+def _mapping(case: Case) -> None:
+    k, z = case.facts["kwargs"], case.tensors["in/z"]
+    module = _filled(case, MappingNetwork(k["z_dim_input"], k["w_dim"]), MAPPING)
+    num_ws = case.tensors["w"].shape[1]
+
+    def repeated(w: Tensor) -> Tensor:
+        return w[:, None].expand(-1, num_ws, -1)
+
+    case.check("w", repeated(module(z)))
+    case.check("w_psi0.7", repeated(module(z, truncation_psi=0.7)))
+    case.check("w_train_step", repeated(module(z, update_average=True)))
+    case.check("x_avg_after_train_step", module.x_avg)
+    module(z, update_average=True)
+    case.check("x_avg_after_2_train_steps", module.x_avg)
+
+
+def _gaussian(case: Case) -> None:
+    inputs = {name: value for name, value in case.tensors.items() if name.startswith("in/")}
+    posterior = DiagonalGaussian(next(v for n, v in inputs.items() if "eps" not in n and "noise" not in n))
+    noise = next((v for n, v in inputs.items() if "eps" in n or "noise" in n), None)
+    found = {"mean": posterior.mean, "logvar": posterior.logvar, "std": posterior.std, "kl": posterior.kl()}
+    found["mode"] = posterior.mode()
+    if noise is not None:
+        found["sample"] = found["z"] = posterior.sample(noise=noise)
+    for name in case.tensors:
+        if not name.startswith("in/"):
+            case.check(name, found[name])
+
+
+def _equivariance_draws(case: Case) -> None:
+    for setting, expected in case.facts["draws"].items():
+        p = dict(part.split("=") for part in setting.split(","))
+        rng = random.Random(0)
+        for scale, angle, on_input in expected:
+            drawn = draw_transform(rng, float(p["p_eq_prior"]), float(p["p_eq_prior_scale"]))
+            assert (drawn.scale, drawn.quarter_turns, drawn.on_input) == (scale, angle, on_input)
+            case.compared += 1
+
+
+UNITS: dict[str, Callable[[Case], None]] = {
+    "attnproj": _attention_projection,
+    "unshuffle_tokens": _unshuffle,
+    "convnext_k": _convnext,
+    "upblur": _upsampler,
+    "convnext_torgb": _to_rgb,
+    "self_attention_block": _self_attention,
+    "mapping_uncond": _mapping,
+    "gaussian": _gaussian,
+    "equivariance_draws": _equivariance_draws,
+}
+
+UNITS_TO_COME = {
+    "quantizer": "discrete mode",
+    "mapping_text": "conditional mapping network",
+    "mapping_cls2id": "conditional mapping network",
+    "cross_attention_block": "cross-attention",
+    "synlayer": "decoder without ConvNeXt layers",
+    "torgb_stylegan": "decoder without ConvNeXt layers",
+    "upsample2d": "decoder without multi-scale output",
+}
+
+
+def longest_prefix(name: str, table: dict[str, object]) -> str | None:
+    """The longest key of a table that a name starts with."""
+    return max((key for key in table if name.startswith(key)), key=len, default=None)
+
+
+def check_unit(case: Case) -> None:
+    """A single module."""
+    kind = longest_prefix(case.unit, UNITS)
+    assert kind is not None, f"no test for the unit {case.unit!r}"
+    UNITS[kind](case)
+
+
+__all__ = ["ENCODER_PREFIX", "TOKENIZER", "UNITS_TO_COME", "check_tiny", "check_unit", "fill", "longest_prefix"]
