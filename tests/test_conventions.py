@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
 import json
 import pkgutil
@@ -16,7 +17,9 @@ from typing import Any
 
 import pytest
 
+from common.config import load_source, merge, parse_yaml
 from common.registry import Registry, import_object
+from configs.schema import check
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("common", "configs", "networks", "losses", "data", "trainer", "evaluation")
@@ -64,6 +67,8 @@ def config_modules() -> list[str]:
 
 def unsafe_calls(tree: ast.AST) -> Iterator[str]:
     """Calls and imports through which a file from elsewhere could run code."""
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    safe_loaders = {c.name for c in classes if "yaml.SafeLoader" in map(ast.unparse, c.bases)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [name.name for name in node.names]
@@ -76,7 +81,8 @@ def unsafe_calls(tree: ast.AST) -> Iterator[str]:
             if (
                 (call == "torch.load" and arguments.get("weights_only") != "True")
                 or (call in ("np.load", "numpy.load") and arguments.get("allow_pickle", "False") != "False")
-                or call in ("yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec")
+                or (call == "yaml.load" and ast.unparse(node.args[-1]) not in safe_loaders)
+                or call in ("yaml.unsafe_load", "yaml.full_load", "eval", "exec")
             ):
                 yield f"line {node.lineno}: {ast.unparse(node)}"
 
@@ -92,7 +98,13 @@ def test_no_file_from_elsewhere_can_run_code():
 
 @pytest.mark.parametrize(
     "line",
-    ["import pickle", "from pickle import loads", "torch.load(f)", "torch.load(f, weights_only=False)", "yaml.load(f)"],
+    [
+        "import pickle",
+        "from pickle import loads",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "yaml.load(f, Loader)",
+    ],
 )
 def test_unsafe_line_would_be_found(line):
     assert list(unsafe_calls(ast.parse(line)))
@@ -210,3 +222,15 @@ def test_document_names_only_files_that_exist(document):
     links = [(Path(document).parent / link) for link in links]
     missing = {str(path) for path in [*links, *map(Path, named)] if not (ROOT / path).exists()}
     assert missing == set()
+
+
+def test_configurations_in_the_readme_are_valid_and_the_first_needs_nothing_that_is_not_built():
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    first = parse_yaml(blocks[0], "README.md")
+    source = load_source(ROOT / first.pop("base"))
+    merge(source, first, "README.md")
+    assert check(source).unavailable == []
+    for block in blocks[1:]:
+        variant = copy.deepcopy(source)
+        merge(variant, parse_yaml(block, "README.md"), "README.md")
+        check(variant)
