@@ -10,16 +10,13 @@ log-uniform up to the whole short side, and reduced by exact area averaging.
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import math
 import random
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +27,12 @@ from common.errors import DataError, UserError
 from common.files import sha256_of, write_atomically, write_json_atomically
 from common.random import python_generator
 from common.registry import Registry
+from data.write_shards import NewSample, encode_image, write_shards
 
 INDEX_NAME = "photographs.json"
 SHARD_FOLDER = "shards"
 HELD_OUT_FOLDER = "heldout"
+SHARD_PREFIX = "photographs"
 LAYOUT_VERSION = 1
 
 # How often a photograph is drawn for training, relative to one of weight 1.
@@ -144,7 +143,7 @@ class CropRecipe:
         held_out: names of the photographs that are evaluated on and never trained on.
         stored_size: side of the stored training crops in pixels, also the smallest side that is cut out.
         train_count: number of training crops.
-        shard_count: number of shards they are spread over.
+        shard_size: training crops per shard.
         resolution: side of the evaluation crops in pixels, also the smallest side that is cut out.
         held_out_count: number of evaluation crops, shared evenly among the held-out photographs.
         seed: key of every draw.
@@ -153,7 +152,7 @@ class CropRecipe:
     held_out: tuple[str, ...] = ("chelsea", "flower")
     stored_size: int = 96
     train_count: int = 3000
-    shard_count: int = 6
+    shard_size: int = 500
     resolution: int = 64
     held_out_count: int = 64
     seed: int = 0
@@ -161,13 +160,11 @@ class CropRecipe:
     def __post_init__(self) -> None:
         for name in self.held_out:
             PHOTOGRAPHS[name]
-        for key in ("stored_size", "train_count", "shard_count", "resolution", "held_out_count"):
+        for key in ("stored_size", "train_count", "shard_size", "resolution", "held_out_count"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}: found {getattr(self, key)}, expected at least 1.")
         if not self.held_out or len(set(self.held_out)) != len(self.held_out):
             raise UserError(f"held_out: found {list(self.held_out)}, expected one or more different photographs.")
-        if self.shard_count > self.train_count:
-            raise UserError(f"shard_count: found {self.shard_count} shards for {self.train_count} crops; use fewer.")
         if self.held_out_count < len(self.held_out):
             raise UserError(f"held_out_count: found {self.held_out_count}, expected one per held-out photograph.")
 
@@ -200,9 +197,12 @@ class Crop:
 
     def png(self) -> bytes:
         """The pixels as a PNG file."""
-        buffer = io.BytesIO()
-        Image.fromarray(self.pixels).save(buffer, format="PNG")
-        return buffer.getvalue()
+        return encode_image(self.pixels, "png")[0]
+
+    def sample(self) -> NewSample:
+        """The crop as a training sample: image, class = place of the photograph in the table, name and box."""
+        label = list(PHOTOGRAPHS).index(self.photograph.name)
+        return NewSample(self.key, self.png(), "png", label, {"name": self.photograph.name, "box": asdict(self.box)})
 
 
 @dataclass(frozen=True)
@@ -312,12 +312,11 @@ def build_photographs(
     if _is_complete(result.index_path, description):
         return result
     result.index_path.unlink(missing_ok=True)
-    _clear(result.shard_dir, "photographs-*.tar")
+    _clear(result.shard_dir, f"{SHARD_PREFIX}-*.tar")
     _clear(result.held_out_dir, "*_[0-9][0-9][0-9].png")
 
     counts: Counter[str] = Counter()
     total = recipe.train_count + recipe.held_out_count
-    files = []
 
     def counted(crops: Iterator[Crop]) -> Iterator[Crop]:
         for crop in crops:
@@ -325,12 +324,8 @@ def build_photographs(
             progress(counts.total(), total)
             yield crop
 
-    crops = counted(training_crops(recipe))
-    for shard in range(recipe.shard_count):
-        first, end = (recipe.train_count * k // recipe.shard_count for k in (shard, shard + 1))
-        path = result.shard_dir / f"photographs-{shard:03d}.tar"
-        write_atomically(path, lambda partial, count=end - first: write_shard(partial, islice(crops, count)))
-        files.append(path)
+    samples = (crop.sample() for crop in counted(training_crops(recipe)))
+    files = write_shards(samples, result.shard_dir, recipe.shard_size, SHARD_PREFIX).shards
     for crop in counted(held_out_crops(recipe)):
         path = result.held_out_dir / f"{crop.key}.png"
         write_atomically(path, lambda partial, crop=crop: partial.write_bytes(crop.png()))
@@ -404,21 +399,3 @@ def _clear(folder: Path, pattern: str) -> None:
 def parse_names(text: str) -> tuple[str, ...]:
     """ "a,b" -> ("a", "b")."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def sample_members(crop: Crop) -> Sequence[tuple[str, bytes]]:
-    """A training crop as the members of a WebDataset sample: image, class index, name and box."""
-    label = list(PHOTOGRAPHS).index(crop.photograph.name)
-    note = {"name": crop.photograph.name, "box": asdict(crop.box)}
-    return (("png", crop.png()), ("cls", str(label).encode()), ("json", json.dumps(note, sort_keys=True).encode()))
-
-
-def write_shard(path: Path, crops: Iterable[Crop]) -> None:
-    """Write training crops as one WebDataset shard; equal crops give equal bytes (no clock, no owner)."""
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as shard:
-        for crop in crops:
-            for extension, content in sample_members(crop):
-                member = tarfile.TarInfo(f"{crop.key}.{extension}")
-                member.size = len(content)
-                member.mode = 0o644
-                shard.addfile(member, io.BytesIO(content))

@@ -10,11 +10,11 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -41,17 +41,20 @@ class NewSample:
         image: bytes of an image file.
         extension: jpg, jpeg, png or webp.
         label: class index, or None.
+        note: what else a reader may want to know, stored as JSON; None stores nothing.
     """
 
     key: str
     image: bytes
     extension: str
     label: int | None = None
+    note: Mapping[str, Any] | None = None
 
     def members(self) -> list[tuple[str, bytes]]:
         """Names and contents of the sample's files."""
         label = [] if self.label is None else [(f"{self.key}.cls", str(self.label).encode())]
-        return [*label, (f"{self.key}.{self.extension}", self.image)]
+        note = [] if self.note is None else [(f"{self.key}.json", json.dumps(self.note, sort_keys=True).encode())]
+        return [*label, (f"{self.key}.{self.extension}", self.image), *note]
 
 
 @dataclass(frozen=True)

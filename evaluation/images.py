@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from common.files import write_atomically
 from common.registry import Registry
 from data.decode import IMAGE_EXTENSIONS, decode_image
 from data.skips import BadSample
+from data.write_shards import encode_image
 
 IMAGE_SUFFIXES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
@@ -115,9 +115,7 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 
 def png_bytes(image: Tensor) -> bytes:
     """A uint8 image [3, H, W] as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return encode_image(image.permute(1, 2, 0).contiguous().cpu().numpy(), "png")[0]
 
 
 def write_png(path: Path, image: Tensor) -> None:

@@ -10,7 +10,7 @@ from common.errors import DataError, UserError
 from common.random import python_generator
 from data.photographs import PHOTOGRAPHS, CropRecipe, area_resize, build_photographs, draw_box, training_crops
 
-SMALL = CropRecipe(train_count=20, shard_count=3, held_out_count=5, stored_size=32, resolution=16)
+SMALL = CropRecipe(train_count=20, shard_size=7, held_out_count=5, stored_size=32, resolution=16)
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +61,10 @@ def test_no_training_crop_comes_from_a_held_out_photograph(built):
 
 
 def test_samples_hold_image_class_and_box(built):
-    with tarfile.open(built.shard_dir / "photographs-000.tar") as shard:
+    with tarfile.open(built.shard_dir / "photographs-000000.tar") as shard:
         names = shard.getnames()
-        assert [name.partition(".")[2] for name in names[:3]] == ["png", "cls", "json"]
-        image = Image.open(io.BytesIO(shard.extractfile(names[0]).read()))
+        assert [name.partition(".")[2] for name in names[:3]] == ["cls", "png", "json"]
+        image = Image.open(io.BytesIO(shard.extractfile(names[1]).read()))
         note = json.loads(shard.extractfile(names[2]).read())
     assert image.size == (32, 32) and image.mode == "RGB"
     box = note["box"]
@@ -74,7 +74,7 @@ def test_samples_hold_image_class_and_box(built):
 
 def test_equal_arguments_give_equal_bytes_and_another_seed_does_not(built, tmp_path):
     again = build_photographs(tmp_path, SMALL)
-    name = "photographs-001.tar"
+    name = "photographs-000001.tar"
     assert (again.shard_dir / name).read_bytes() == (built.shard_dir / name).read_bytes()
     assert again.index_path.read_bytes() == built.index_path.read_bytes()
     other = build_photographs(tmp_path, CropRecipe(**{**SMALL.__dict__, "seed": 1}))
@@ -107,7 +107,7 @@ def test_the_index_counts_every_crop_and_states_licences(built):
 
 
 def test_everyday_photographs_are_drawn_about_four_times_as_often():
-    recipe = CropRecipe(train_count=1500, shard_count=1, stored_size=8)
+    recipe = CropRecipe(train_count=1500, stored_size=8)
     kinds = [crop.photograph.kind for crop in training_crops(recipe)]
     assert abs(kinds.count("everyday") / 1500 - 20 / 31) < 0.05
 

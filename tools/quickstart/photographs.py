@@ -16,7 +16,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--stored-size", type=int, default=96, help="side of the stored training crops")
     parser.add_argument("--count", type=int, default=3000, help="training crops (default: %(default)s)")
-    parser.add_argument("--shards", type=int, default=6, help="training shards (default: %(default)s)")
+    parser.add_argument("--shard-size", type=int, default=500, help="crops per shard (default: %(default)s)")
     parser.add_argument("--resolution", type=int, default=64, help="side of the evaluation crops")
     parser.add_argument("--held-out-count", type=int, default=64, help="evaluation crops (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="key of every draw (default: %(default)s)")
@@ -33,7 +33,7 @@ def main() -> None:
         held_out=parse_names(arguments.held_out),
         stored_size=arguments.stored_size,
         train_count=arguments.count,
-        shard_count=arguments.shards,
+        shard_size=arguments.shard_size,
         resolution=arguments.resolution,
         held_out_count=arguments.held_out_count,
         seed=arguments.seed,
