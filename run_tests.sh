@@ -34,5 +34,5 @@ part() {
 
 part "format" "$python" -m ruff format --check .
 part "lint" "$python" -m ruff check .
-part "imports" "${python%/*}/lint-imports" --no-cache
+part "imports" "${python%/*}/lint-imports" --no-cache --no-logo
 part "tests" "$python" -m pytest ${selection[@]+"${selection[@]}"} ${arguments[@]+"${arguments[@]}"}
