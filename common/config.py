@@ -248,14 +248,14 @@ def validate(
     model: type[Model], values: Mapping[str, Any], relations: Iterable[Relation] = ()
 ) -> tuple[Model | None, list[Problem]]:
     """Validate values; returns the model (None if there are problems) and all problems."""
-    bad: dict[KeyPath, str] = {}
+    faults = _Faults()
     try:
         config = model.model_validate(values)
     except ValidationError as error:
-        bad = _explain_all(model, error)
-        config = _construct(model, values, set(bad))
-    problems = [Problem(".".join(key), message) for key, message in bad.items()]
-    problems += violations(config, relations, spoilt=set(bad))
+        faults = _faults(model, error)
+        config = _construct(model, values, faults.spoilt)
+    problems = [Problem(".".join(key), message) for key, message in faults.messages.items()]
+    problems += violations(config, relations, faults.spoilt)
     return (None if problems else config), problems
 
 
@@ -328,24 +328,38 @@ def _places(model: type[StrictModel], name: str, prefix: KeyPath = ()) -> list[s
     return found
 
 
-def _explain_all(model: type[StrictModel], error: ValidationError) -> dict[KeyPath, str]:
-    """What pydantic found, as key path -> sentence."""
-    bad: dict[KeyPath, str] = {}
+@dataclass
+class _Faults:
+    """What pydantic found.
+
+    Args:
+        messages: key -> what is wrong with it.
+        spoilt: keys whose value is not known: the wrong ones, and those that a misspelt key was meant to be.
+    """
+
+    messages: dict[KeyPath, str] = field(default_factory=dict)
+    spoilt: set[KeyPath] = field(default_factory=set)
+
+
+def _faults(model: type[StrictModel], error: ValidationError) -> _Faults:
+    faults = _Faults()
     missing: set[KeyPath] = set()
-    misspelt: set[KeyPath] = set()
+    meant: set[KeyPath] = set()
     for item in error.errors():
         key = _key_of(model, item["loc"])
         if item["type"] == "extra_forbidden":
             near = _nearest_key(model, key)
-            misspelt.add((*key[:-1], near))
-            bad[key] = f"unknown key. Closest: {near}."
+            meant.add(tuple(near.split(".")) if "." in near else (*key[:-1], near))
+            faults.messages[key] = f"unknown key. Closest: {near}."
         elif item["type"] == "missing" and len(key) == len(item["loc"]):
             missing.add(key)
-            bad[key] = "missing. It has no default; give it a value."
+            faults.messages[key] = "missing. It has no default; give it a value."
         else:
-            bad.setdefault(key, _explain(model, key, item))
-    # A required key that is misspelt is one mistake, not two.
-    return {key: message for key, message in bad.items() if key not in missing & misspelt}
+            faults.messages.setdefault(key, _explain(model, key, item))
+    faults.spoilt = {*faults.messages, *meant}
+    for key in missing & meant:  # a required key that is misspelt is one mistake, not two
+        del faults.messages[key]
+    return faults
 
 
 def _key_of(model: type[StrictModel], location: Sequence[int | str]) -> KeyPath:

@@ -1,0 +1,223 @@
+"""The root configuration: every problem of a file in one report, before anything is built."""
+
+from __future__ import annotations
+
+import copy
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from common.config import Source, _section_class, read_yaml
+from common.errors import ConfigError
+from common.registry import closest
+from configs.schema import EXPERIMENTS, check, dump, load_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+STAGE_0 = CONFIGS / "vfm_vae_f16d32_siglip2_stage_0_strong_alignment.yaml"
+DETAILS = CONFIGS / "vfm_vae_details.yaml"
+
+RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.endswith("_base"))
+ALL_KEYS = read_yaml(DETAILS)
+
+FIVE_MISTAKES = f"""
+base: {STAGE_0}
+training: {{batch_size: "512"}}
+decoder: {{use_gausian_blur: true}}
+encoder: {{patch_in_dimensions: [1024, 1024]}}
+data: {{resolution: 200, path: no/such/folder}}
+"""
+
+
+def report_of(path, overrides=(), require_runnable=False) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        load_config(path, overrides, require_runnable)
+    return [line.strip() for line in str(error.value).splitlines()]
+
+
+def has(lines: list[str], text: str) -> bool:
+    return any(line.startswith(text) for line in lines)
+
+
+def schema_keys(model=EXPERIMENTS["vfm_vae"], prefix="") -> list[str]:
+    keys = []
+    for name, info in model.model_fields.items():
+        section = _section_class(info.annotation)
+        keys += schema_keys(section, f"{prefix}{name}.") if section else [prefix + name]
+    return keys
+
+
+# --- the five mistakes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("decoder.use_gausian_blur=true", "decoder.use_gausian_blur: unknown key. Closest: use_gaussian_blur."),
+        ("lossess.kl.weight=1", "lossess: unknown key. Closest: losses."),
+        ("batch_size=4", "batch_size: unknown key. Closest: training.batch_size."),
+        ("training.batch_size=many", "training.batch_size: found 'many', expected a whole number."),
+        (
+            "run=5",
+            "run: found 5, expected a section, that is a mapping of some of the keys run_dir, random_seed, device.",
+        ),
+        ("losses=[kl]", "losses: found ['kl'], expected a section, that is a mapping of some of the keys l1_pixel,"),
+        ("encoder=null", "encoder: found null, expected a section, that is a mapping of some of the keys vfm_name,"),
+        (
+            "encoder.patch_in_dimensions=[1024, 1024]",
+            "encoder.patch_from_layers: 3 layers [0, 12, -1], but encoder.patch_in_dimensions has 2 and "
+            "latent.patch_out_dimensions has 3 values; give one value per layer in all three lists.",
+        ),
+        ("decoder.attn_depths=[2]", "decoder.attn_depths: 1 depths [2] for 3 attention blocks [0, 1, 2];"),
+        (
+            "data.resolution=250",
+            "data.resolution: 250 is not divisible by latent.resolution_compression_factor 16.",
+        ),
+        (
+            "losses.multiscale_pixel.weights.7=1",
+            "losses.multiscale_pixel: found resolution 7, expected some of [8, 16, 32, 64, 128]",
+        ),
+        ("system=vfm_vea", "system: found 'vfm_vea', expected one of vfm_vae. Closest: vfm_vae."),
+        ("training.init_kimg=20000", "training.total_kimg: found 20000, expected more than training.init_kimg 20000."),
+    ],
+)
+def test_a_mistake_is_reported_by_its_key(override, problem):
+    assert has(report_of(STAGE_0, [override]), problem)
+
+
+def test_a_missing_path_is_reported_with_its_nearest_neighbour(tmp_path):
+    (tmp_path / "shards").mkdir()
+    lines = report_of(STAGE_0, [f"data.path={tmp_path}/shard"], require_runnable=True)
+    assert has(lines, f"data.path: found '{tmp_path}/shard', which does not exist (closest in that folder: shards).")
+    assert has(lines, "encoder.vfm_name: found './pretrained/siglip2-large-patch16-512', which does not exist;")
+    filter_line = next(line for line in lines if line.startswith("data.filter_keys_path"))
+    assert "imagenet_info/scan_keys.py writes it" in filter_line
+
+
+def test_all_mistakes_of_a_file_are_in_one_report(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(FIVE_MISTAKES)
+    lines = report_of(path, require_runnable=True)
+    assert has(lines, "training.batch_size: found '512', expected a whole number without quotes.")
+    assert has(lines, "decoder.use_gausian_blur: unknown key. Closest: use_gaussian_blur.")
+    assert has(lines, "encoder.patch_from_layers: 3 layers [0, 12, -1], but encoder.patch_in_dimensions has 2")
+    assert has(lines, "data.resolution: 200 is not divisible by latent.resolution_compression_factor 16.")
+    assert has(lines, "data.path: found 'no/such/folder', which does not exist.")
+    assert has(lines, "losses.stylegan_t.weight: found 1, but the loss 'stylegan_t' is not built yet.")
+    assert lines[0] == f"{path}: {len(lines) - 1} problems"
+
+
+def test_a_bad_file_is_refused_within_two_cpu_seconds_and_without_torch(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(FIVE_MISTAKES)
+    program = (
+        "import sys\n"
+        "from common.errors import ConfigError\n"
+        "from configs.schema import load_config\n"
+        "try:\n    load_config(sys.argv[1], require_runnable=True)\n"
+        "except ConfigError as error:\n    print(error)\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'timm', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(3 if heavy else 0)\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, cwd=CONFIGS.parent)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run.returncode == 0, run.stderr
+    assert "use_gausian_blur" in run.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+
+
+# --- what is not built -------------------------------------------------------------------------------------------
+
+
+NOT_BUILT_YET = {
+    "losses.ssim": "{weight: 1}",
+    "latent.compression_mode": "discrete",
+    "decoder.conditional": "true",
+    "decoder.use_cross_attn": "true",
+    "decoder.use_convnext": "false",
+    "discriminator.use_patchgan_discriminator": "true",
+    "training.precision": "fp16",
+    "data.label_type": "text",
+    "data.path": "https://host/shards",
+    "logging.tensorboard": "true",
+}
+
+
+def test_every_option_that_is_not_built_is_listed_by_name():
+    overrides = [f"{key}={value}" for key, value in NOT_BUILT_YET.items()]
+    loaded = load_config(STAGE_0, overrides)
+    listed = {problem.key: problem.message for problem in loaded.unavailable}
+    for key in NOT_BUILT_YET:
+        name = "losses.ssim.weight" if key == "losses.ssim" else key
+        assert "is not built yet" in listed[name]
+    lines = report_of(STAGE_0, overrides, require_runnable=True)
+    assert all(has(lines, f"{key}: ") for key in listed)
+
+
+def test_warnings_list_what_a_run_would_be_refused_for():
+    loaded = load_config(STAGE_0)
+    assert "losses.stylegan_t.weight: found 1, but the loss 'stylegan_t' is not built yet." in loaded.warnings()
+    assert "data.path: found 'datasets/imagenet-1k-wds', which does not exist." in loaded.warnings()
+    off = ["losses.stylegan_t=null", "discriminator.use_stylegan_t_discriminator=false", "training.precision=bf16"]
+    assert load_config(STAGE_0, off).unavailable == []
+
+
+# --- any misspelt key ----------------------------------------------------------------------------------------------
+
+
+def spoil(name: str, position: int, kind: str) -> str:
+    """One slip of the keyboard."""
+    position %= len(name)
+    if kind == "drop":
+        return name[:position] + name[position + 1 :]
+    if kind == "double":
+        return name[:position] + name[position] + name[position:]
+    return name[:position] + name[position : position + 2][::-1] + name[position + 2 :]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    key=st.sampled_from(schema_keys()), position=st.integers(0, 60), kind=st.sampled_from(["drop", "double", "swap"])
+)
+def test_any_misspelt_key_is_reported_with_its_neighbour(key, position, kind):
+    section, _, leaf = key.rpartition(".")
+    misspelt = spoil(leaf, position, kind)
+    siblings = [k.rpartition(".")[2] for k in schema_keys() if k.rpartition(".")[0] == section]
+    assume(misspelt and misspelt not in schema_leaves())
+    dotted = f"{section}.{misspelt}" if section else misspelt
+    target = values = copy.deepcopy(ALL_KEYS)
+    for part in section.split(".") if section else []:
+        target = target[part]
+    target[misspelt] = target.pop(leaf)
+    lines = report_of_values(values)
+    named = next(line for line in lines if line.startswith(f"{dotted}: unknown key."))
+    neighbour = named.split("Closest: ")[1].removesuffix(".")
+    assert neighbour == leaf or closest(misspelt, [leaf, neighbour]) == neighbour
+    assert neighbour in siblings or not section
+
+
+def schema_leaves() -> set[str]:
+    return {key.rpartition(".")[2] for key in schema_keys()}
+
+
+def report_of_values(values) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        check(Source("values", values))
+    return [line.strip() for line in str(error.value).splitlines()]
+
+
+# --- dump and load -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_a_dumped_config_loads_to_an_equal_one(path, tmp_path):
+    config = load_config(path).config
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(yaml.safe_dump(dump(config)))
+    assert load_config(copy).config == config
