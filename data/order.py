@@ -45,7 +45,7 @@ class SampleOrder:
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
         self._sizes = sizes
         self._window_shards = window_shards
-        self._seed = seed
+        self.seed = seed
         # Two epochs and a few windows: loaders run a little ahead, also across a boundary.
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
         self._window = lru_cache(maxsize=4)(self._make_window)
@@ -54,7 +54,7 @@ class SampleOrder:
         return int(self._starts[-1])
 
     def __reduce__(self):
-        return SampleOrder, (self._sizes, self._window_shards, self._seed)
+        return SampleOrder, (self._sizes, self._window_shards, self.seed)
 
     def sample_at(self, position: int) -> int:
         """Index of the sample at a position (0, 1, ... without end)."""
@@ -65,7 +65,7 @@ class SampleOrder:
         return int(self._window(number, window)[within - starts[window]])
 
     def _make_epoch(self, number: int) -> _Epoch:
-        shards = seeded_permutation(len(self._sizes), self._seed, "shard order", number)
+        shards = seeded_permutation(len(self._sizes), self.seed, "shard order", number)
         ends = np.cumsum(self._sizes[shards])
         last_of_window = np.append(ends[self._window_shards - 1 :: self._window_shards], ends[-1])
         return _Epoch(shards, np.concatenate([[0], np.unique(last_of_window)]))
@@ -76,7 +76,7 @@ class SampleOrder:
         first, last = epoch.window_starts[window], epoch.window_starts[window + 1]
         members = epoch.shards[(ends > first) & (ends <= last)]
         samples = np.concatenate([np.arange(self._starts[s], self._starts[s + 1]) for s in members])
-        return samples[seeded_permutation(len(samples), self._seed, "sample order", number, window)]
+        return samples[seeded_permutation(len(samples), self.seed, "sample order", number, window)]
 
 
 def micro_batch_positions(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -198,22 +199,29 @@ class TrainingData:
             worker_init_fn=_start_worker,
             pin_memory=self.pin_memory,
         )
-        batches = iter(loader)
-        while True:
-            try:
-                batch = next(batches)
-            except RuntimeError as error:  # from the loader, which looks every 5 seconds whether its workers live
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise DataError(
-                    f"A data loader process died ({error}). Out of memory is the usual cause: lower data.workers or "
-                    "data.prefetch_batches; data.workers = 0 shows the error itself."
-                ) from error
-            if isinstance(batch, DataError):
-                raise batch
-            self.skips.add(len(batch.positions), batch.skips, batch.conversions)
-            self.skips.check()
-            yield batch
+        batches = _start(loader)
+        try:
+            while True:
+                batch = _next(batches)
+                if isinstance(batch, DataError):
+                    raise batch
+                self.skips.add(len(batch.positions), batch.skips, batch.conversions)
+                self.skips.check()
+                yield batch
+        finally:
+            del batches  # ends the workers now, also while a traceback keeps this frame
+
+    def preview(self, count: int) -> Tensor:
+        """The first `count` samples of the order, centre-cropped, [n, 3, R, R] uint8: the same in every call.
+
+        Bad samples are replaced as in training, and not counted.
+        """
+        plain = self.config.model_copy(update={"data_augmentation": False, "color_augmentation": False})
+        dataset = MicroBatches(self.source, self.order, None, plain, self.order.seed, min(count, len(self)))
+        batch = dataset[0]
+        if isinstance(batch, DataError):
+            raise batch
+        return batch.images
 
     def describe(self) -> str:
         """What was found, for the log of a run's start; one line per fact."""
@@ -256,6 +264,39 @@ class _Starts:
                     accumulate=data.accumulate,
                 ).start
             step += 1
+
+
+def _start(loader: DataLoader) -> Iterator[Batch | DataError]:
+    """Start a loader's processes.
+
+    torch then raises from a signal handler, at any place of the training process, when one of them dies. `next`
+    notices too, within 5 seconds and where it can be handled: so the handler is taken back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+    return batches
+
+
+def _next(batches: Iterator[Batch | DataError]) -> Batch | DataError:
+    try:
+        return next(batches)
+    except (RuntimeError, OSError, EOFError) as error:
+        if not _worker_died(error):
+            raise
+        raise DataError(
+            f"A data loader process died ({error}). Out of memory is the usual cause: lower data.workers or "
+            "data.prefetch_batches; data.workers = 0 shows the error itself."
+        ) from error
+
+
+def _worker_died(error: Exception) -> bool:
+    """Whether the loader found a worker dead (it says so), or lost it while taking over a batch."""
+    lost_connection = isinstance(error, (ConnectionError, FileNotFoundError, EOFError))
+    passed_on = "Caught" in str(error) and "in DataLoader worker process" in str(error)
+    return not passed_on and (lost_connection or "DataLoader worker" in str(error))
 
 
 def _unchanged(batch: Batch) -> Batch:

@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from common import distributed
 from common.files import write_text_atomically
 from data.listing import list_files
 from data.skips import Skip
@@ -32,7 +31,7 @@ TAR_BLOCK = 512
 PROGRESS_FROM_SHARDS = 16
 
 # The sample key of webdataset: the path up to the first dot of the file name; the rest is the extension.
-_MEMBER_NAME = re.compile(r"((?:.*/|)[^./][^.]*)\.([^/]+)", re.DOTALL)
+_MEMBER_NAME = re.compile(r"((?:.*/|)[^./]+)\.([^/]+)", re.DOTALL)
 
 
 class Extent(NamedTuple):
@@ -148,6 +147,8 @@ def index_shards(path: Path, index_dir: str | None = None) -> Iterator[ShardInde
     Every rank must call it: rank r scans every world_size-th shard that has no valid index, all wait, then all
     read all.
     """
+    from common import distributed  # imports torch, which scanning one shard does without
+
     root, shards = shard_root(path), list_shards(path)
     folders = _index_folders(root, index_dir)
     rank, world_size = distributed.rank(), distributed.world_size()

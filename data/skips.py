@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from common import distributed
 from common.errors import DataError
 
 MIN_SAMPLES = 100
@@ -127,6 +126,8 @@ class SkipCounter:
 
         For a checkpoint: store this sum and load it on rank 0 only, so that it holds for any number of ranks.
         """
+        from common import distributed  # imports torch, which reading data does without
+
         total = SkipCounter(self.max_fraction, self.lost_at_start)
         for state in distributed.all_gather_objects(self.state_dict()):
             other = SkipCounter(self.max_fraction)

@@ -1,6 +1,6 @@
 """Build WebDataset shards from a folder of images; the class of an image is its sub-folder.
 
-    python tools/data/build_shards.py --input-dir photos --output-dir shards --shard-size 1000
+    python tools/build_shards.py --input-dir photos --output-dir shards --shard-size 1000
 
 Equal input gives shards with equal bytes. Exit code 1 if some images cannot be read, unless --skip-bad is given.
 """

@@ -1,0 +1,77 @@
+"""Image transforms: the published numbers, and the operations one by one."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from data.augment import (
+    CenterSquareCrop,
+    RandomColors,
+    RandomHorizontalFlip,
+    RandomSquareCrop,
+    center_square_crop,
+    training_transform,
+)
+from tests.data.sample_files import pixels_of
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "training_data"
+FACTS = json.loads(GOLDEN.with_suffix(".json").read_text())
+TENSORS = load_file(GOLDEN.with_suffix(".safetensors"))
+
+
+@pytest.mark.parametrize("row", range(len(FACTS["augment"])))
+def test_augmentation_is_the_published_one(row):
+    transform = training_transform(FACTS["resolution"], data_augmentation=True, color_augmentation=False)
+    found = transform(TENSORS["img_hwc"], random.Random(FACTS["augment"][row]["python_seed"]))
+    assert np.abs(found.transpose(2, 0, 1).astype(int) - TENSORS[f"aug_{row}"]).max() <= 1
+
+
+def test_centre_crop_is_the_published_one():
+    found = CenterSquareCrop(32)(TENSORS["img_hwc"], random.Random(0))
+    assert np.abs(found.transpose(2, 0, 1).astype(int) - TENSORS["center_32"]).max() <= 1
+    assert np.array_equal(found, center_square_crop(TENSORS["img_hwc"], 32))
+
+
+def test_without_augmentation_nothing_is_drawn():
+    draws = random.Random(3)
+    training_transform(8, data_augmentation=False, color_augmentation=False)(pixels_of("a"), draws)
+    assert draws.random() == random.Random(3).random()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (2, 2)])
+def test_tiny_images_are_cropped_and_enlarged(shape):
+    for seed in range(5):
+        for crop in (RandomSquareCrop(8), CenterSquareCrop(8)):
+            assert crop(pixels_of("a", *shape), random.Random(seed)).shape == (8, 8, 3)
+
+
+def test_flip_mirrors_half_of_the_images():
+    image = pixels_of("a")
+    flipped = 0
+    for seed in range(400):
+        found = RandomHorizontalFlip()(image, random.Random(seed))
+        assert np.array_equal(found, image) or np.array_equal(found, image[:, ::-1])
+        flipped += np.array_equal(found, image[:, ::-1])
+    assert 160 <= flipped <= 240
+
+
+def test_colours_are_permuted_and_inverted_as_often_as_stated():
+    image = np.broadcast_to(np.array([10, 20, 30], np.uint8), (2, 2, 3))
+    draws = random.Random(0)
+    found = Counter(tuple(RandomColors()(image, draws)[0, 0].tolist()) for _ in range(6000))
+    assert set(found) == {
+        tuple(abs(base - v) for v in order)
+        for base in (0, 255)
+        for order in ((10, 20, 30), (10, 30, 20), (20, 10, 30), (20, 30, 10), (30, 10, 20), (30, 20, 10))
+    }
+    unchanged = found[10, 20, 30] + found[245, 235, 225]
+    inverted = sum(count for colour, count in found.items() if min(colour) > 100)
+    assert unchanged / 6000 == pytest.approx(0.4 + 0.6 / 6, abs=0.03)
+    assert inverted / 6000 == pytest.approx(0.15, abs=0.02)
