@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import distributed
+from common.checkpoint_folder import library_versions
 from common.errors import DataError, UserError
 from common.files import write_json_atomically
 from common.random import torch_generator
@@ -303,8 +303,7 @@ def _write_manifest(
         **identity,
         **facts,
         "png_rounding": "truncate",
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")},
+        "versions": {"python": platform.python_version()} | library_versions(),
     }
     if summary is not None:
         content["counts"] = {
