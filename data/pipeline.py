@@ -169,7 +169,7 @@ class TrainingData:
         self.source = build_source(config, seed)
         self.order = SampleOrder(self.source.shard_sizes, config.shuffle_window_shards, seed)
         self.skips = SkipCounter(config.max_skip_fraction, self.source.report.problems)
-        self._micro_batches = MicroBatches(self.source, self.order, labels, config, seed, micro_batch)
+        self.dataset = MicroBatches(self.source, self.order, labels, config, seed, micro_batch)
 
     def __len__(self) -> int:
         """Number of samples N."""
@@ -189,7 +189,7 @@ class TrainingData:
         """
         workers = self.config.workers
         loader = DataLoader(
-            self._micro_batches,
+            self.dataset,
             sampler=_Starts(self, first_step),
             batch_size=None,
             collate_fn=_unchanged,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import time
 from itertools import islice
@@ -101,6 +102,14 @@ def test_batch_holds_transformed_images_labels_and_texts(tmp_path):
         assert np.array_equal(batch.images[row].permute(1, 2, 0).numpy(), expected)
     assert batch.labels.tolist() == [int(key[0]) for key in batch.keys]
     assert batch.texts == [("tench", "goldfish")[int(key[0])] for key in batch.keys]
+
+
+def test_batches_can_be_made_by_processes_that_share_no_memory(tmp_path):
+    write_shards(tmp_path, [5, 4])
+    data = open_data(tmp_path, label_type="cls2text")
+    (expected,) = take(data, 1, first_step=2)
+    found = pickle.loads(pickle.dumps(data.dataset))[8]
+    assert found.keys == expected.keys and found.texts == expected.texts and torch.equal(found.images, expected.images)
 
 
 def test_labels_are_as_asked_for(tmp_path):
