@@ -294,12 +294,12 @@ def _overlaps(key: KeyPath, spoilt: KeyPath) -> bool:
     return key[:shared] == spoilt[:shared]
 
 
-def _section_class(annotation: Any) -> type[StrictModel] | None:
+def section_class(annotation: Any) -> type[StrictModel] | None:
     """The section model inside an annotation such as `Section | None`, or None."""
     if isinstance(annotation, type) and issubclass(annotation, StrictModel):
         return annotation
     for argument in typing.get_args(annotation):
-        if found := _section_class(argument):
+        if found := section_class(argument):
             return found
     return None
 
@@ -310,7 +310,7 @@ def _fields_at(model: type[StrictModel], key: Sequence[str]) -> tuple[list[str],
     for part in key[:-1]:
         if current is None or part not in current.model_fields:
             return [], None
-        current = _section_class(current.model_fields[part].annotation)
+        current = section_class(current.model_fields[part].annotation)
     if current is None:
         return [], None
     info = current.model_fields.get(key[-1]) if key else None
@@ -323,7 +323,7 @@ def _places(model: type[StrictModel], name: str, prefix: KeyPath = ()) -> list[s
     for key, info in model.model_fields.items():
         if key == name:
             found.append(".".join((*prefix, key)))
-        if section := _section_class(info.annotation):
+        if section := section_class(info.annotation):
             found += _places(section, name, (*prefix, key))
     return found
 
@@ -391,7 +391,7 @@ def _explain(model: type[StrictModel], key: KeyPath, item: Mapping[str, Any]) ->
         return "found a key that is not text, expected the name of a key."
     if kind == "model_type":
         _, annotation = _fields_at(model, key)
-        section = _section_class(annotation)
+        section = section_class(annotation)
         keys = ", ".join(section.model_fields) if section else ""
         return f"found {_show(value)}, expected a section, that is a mapping of some of the keys {keys}."
     if kind == "too_short":
@@ -431,13 +431,13 @@ def _construct(model: type[Model], values: Mapping[str, Any], bad: set[KeyPath])
     content: dict[str, Any] = {}
     for name, info in model.model_fields.items():
         below = {key[1:] for key in bad if key[0] == name}
-        section = _section_class(info.annotation)
+        section = section_class(info.annotation)
         given = values.get(name, PydanticUndefined) if isinstance(values, Mapping) else PydanticUndefined
         default = None if info.is_required() else info.get_default(call_default_factory=True)
         if () in below or given is PydanticUndefined:
             content[name] = default
         elif section is not None and isinstance(given, Mapping) and section in _direct(info.annotation):
-            content[name] = _construct(section, given, below)
+            content[name] = _construct(section, given, below) if below else section.model_validate(given)
         elif below:
             content[name] = default
         else:

@@ -156,16 +156,24 @@ def _cls2text_needs_table(c) -> str | None:
     return None
 
 
-def _gan_needs_discriminator(c) -> str | None:
-    for loss, switch in (
-        ("stylegan_t", "use_stylegan_t_discriminator"),
-        ("patchgan", "use_patchgan_discriminator"),
-        ("feature_matching", "use_patchgan_discriminator"),
-    ):
+def _folders_only(leaf: str) -> Relation:
+    def check(c) -> str | None:
+        value = getattr(c.data, leaf)
+        if value and c.data.source == "webdataset":
+            return f"found {json.dumps(value)}, which only image folders and zip files have; data.source is webdataset."
+        return None
+
+    return Relation((f"data.{leaf}", "data.source"), check)
+
+
+def _needs_switch(loss: str, switch: str) -> Relation:
+    def check(c) -> str | None:
         term = getattr(c.losses, loss)
         if term and term.enabled and not getattr(c.discriminator, switch):
-            return f"losses.{loss} has a weight but discriminator.{switch} is false."
-    return None
+            return f"found {term.weight:g}, which needs discriminator.{switch}: true."
+        return None
+
+    return Relation((f"losses.{loss}.weight", f"discriminator.{switch}"), check)
 
 
 RELATIONS: tuple[Relation, ...] = (
@@ -181,7 +189,13 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(("training.total_kimg", "training.init_kimg"), _total_after_start),
     Relation(("decoder.conditional", "data.label_type"), _conditional_decoder_has_labels),
     Relation(("data.cls_to_text_path", "data.label_type"), _cls2text_needs_table),
-    Relation(("discriminator", "losses"), _gan_needs_discriminator),
+    _folders_only("max_size"),
+    _folders_only("xflip"),
+    _needs_switch("stylegan_t", "use_stylegan_t_discriminator"),
+    _needs_switch("matching_aware", "use_stylegan_t_discriminator"),
+    _needs_switch("patchgan", "use_patchgan_discriminator"),
+    _needs_switch("feature_matching", "use_patchgan_discriminator"),
+    _needs_switch("feature_matching", "get_interm_feat"),
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic_core import PydanticUndefined
 
-from common.config import StrictModel, _section_class, read_yaml
+from common.config import StrictModel, read_yaml, section_class
 from configs.schema import EXPERIMENTS, dump, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -88,7 +88,7 @@ def assert_names_every_key(model: type[StrictModel], values: dict, where: str) -
     """The loader refuses a key that is given twice, so equal key sets mean: each exactly once."""
     assert list(values) == list(model.model_fields), where
     for name, info in model.model_fields.items():
-        section = _section_class(info.annotation)
+        section = section_class(info.annotation)
         if section:
             assert_names_every_key(section, values[name], f"{where}.{name}")
         elif not info.is_required():
@@ -109,7 +109,7 @@ def test_the_annotated_file_is_valid():
 def required_keys(model: type[StrictModel], prefix: str = "") -> set[str]:
     keys = set()
     for name, info in model.model_fields.items():
-        section = _section_class(info.annotation)
+        section = section_class(info.annotation)
         keys |= (
             required_keys(section, f"{prefix}{name}.") if section else {prefix + name} if info.is_required() else set()
         )
