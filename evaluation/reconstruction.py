@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -303,7 +304,7 @@ def _write_manifest(
         **identity,
         **facts,
         "png_rounding": "truncate",
-        "versions": {"python": platform.python_version()} | library_versions(),
+        "versions": {"python": platform.python_version(), **library_versions(), "pillow": version("pillow")},
     }
     if summary is not None:
         content["counts"] = {
