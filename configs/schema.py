@@ -7,6 +7,7 @@ Imports no torch. All problems that need no weights are found here, together, be
 
 from __future__ import annotations
 
+import difflib
 import json
 import operator
 import os
@@ -105,6 +106,8 @@ def _multiscale_resolutions_exist(c) -> str | None:
         return None
     if not c.decoder.use_multiscale_output:
         return "needs decoder.use_multiscale_output: true, found false."
+    if c.data.resolution % (1 << (c.decoder.num_blocks - 1)):
+        return None  # reported for data.resolution; the sides of the blocks mean nothing then
     sides = c.decoder.block_resolutions(c.data.resolution)[:-1]
     wrong = [side for side in c.losses.multiscale_pixel.weights if side not in sides]
     return f"found resolution {wrong[0]}, expected some of {sides} (the blocks below the last)." if wrong else None
@@ -246,8 +249,8 @@ def _looks_local(name: str) -> bool:
 def _nearest_path(value: str) -> str:
     parent = Path(value).parent
     siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
-    near = closest(Path(value).name, siblings)
-    return f" (closest in that folder: {near})" if near else ""
+    near = difflib.get_close_matches(Path(value).name, siblings, n=1, cutoff=0.7)
+    return f" (closest in that folder: {near[0]})" if near else ""
 
 
 def _loss_is_built(name: str) -> Callable[[Any], str | None]:
