@@ -195,7 +195,7 @@ def render(report: Report) -> str:
         else f"One in {stride} of the {own.total} crops, taken in order of name",
         "error_full": ERROR_FULL,
         "error_gradient": ", ".join(f"rgb{colour}" for colour in ERROR_COLOURS),
-        "published_name": escape(report.published_name),
+        "published_name": escape(report.published_name).replace("_", "_<wbr>"),
         "seed": report.seed,
         "weights_sha256": escape(str(report.crops.manifest.get("weights_sha256", ""))[:16]),
         "versions": escape(", ".join(f"{k} {v}" for k, v in report.crops.manifest.get("versions", {}).items())),
@@ -284,7 +284,7 @@ def _data_uri(image: Tensor) -> str:
 
 
 def _charts(log: TrainingLog) -> str:
-    names = sorted(log.losses, key=lambda name: (name != "total", name))
+    names = sorted(log.losses, key=lambda name: (name != "total", "/" in name, name))
     return "".join(
         f"<figure><figcaption>{escape(name)}</figcaption>"
         f"{line_chart(log.losses[name], f'{name} over thousand images', 'thousand images')}</figure>"

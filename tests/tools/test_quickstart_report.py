@@ -70,7 +70,7 @@ def run(tmp_path_factory):
 
 
 class Page(HTMLParser):
-    VOID = ("meta", "img", "path", "polyline", "circle", "br")
+    VOID = ("meta", "wbr", "img", "path", "polyline", "circle", "br")
 
     def __init__(self, text):
         super().__init__()

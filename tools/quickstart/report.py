@@ -47,7 +47,7 @@ def main() -> None:
     write_json_atomically(arguments.run_dir / "results.json", results)
     write_text_atomically(arguments.run_dir / "report.html", render(report))
     print_table(results)
-    print(f"report: {arguments.run_dir / 'report.html'}")
+    print(f"report: {(arguments.run_dir / 'report.html').resolve()}")
 
 
 def facts_of(config):
