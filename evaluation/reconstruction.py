@@ -2,8 +2,10 @@
 
 image files -> square crops -> posterior -> z -> decoder -> `inputs/` and `outputs/` PNG files of equal names
 
-What is written for an image depends on the image, the model and the protocol, and on nothing else: its posterior
-noise is keyed by (seed, name), every batch has the full size, and ranks only share the list.
+What is written for an image depends on the image, the model and the protocol, not on its neighbours, on how many images
+or ranks there are, or on what was there before: its posterior noise is keyed by (seed, name), every batch has the full
+size, and ranks only share the list. Another batch size may make kernels add in another order; where a value lies on the
+edge between two 8-bit levels, that can move it by one.
 """
 
 from __future__ import annotations

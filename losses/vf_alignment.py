@@ -31,7 +31,8 @@ def vf_alignment_loss(
     """
     if projected.shape[:2] != features.shape[:2]:
         raise ShapeError(
-            f"latent in feature space {tuple(projected.shape)} and features {tuple(features.shape)}: batch and channels differ."
+            f"latent in feature space {tuple(projected.shape)} and features {tuple(features.shape)}: "
+            "batch and channels must be equal."
         )
     projected, features = projected.float(), features.detach().float()
     if features.shape[2:] != projected.shape[2:]:

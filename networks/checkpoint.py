@@ -182,14 +182,23 @@ def load_tokenizer(
     Raises: CheckpointError if the file is missing, damaged or does not fit; UserError if the encoder cannot be loaded.
     """
     if Path(path).is_dir():
-        folder = find_checkpoint(path, log.warning)
-        config = config or read_model_config(folder)
-        state = load_file(folder / ("model.safetensors" if weights == "ema" else "model_raw.safetensors"))
-    else:
-        state = read_reference_weights(path, weights)
-        if config is None:
-            raise CheckpointError(f"{path}: a reference checkpoint carries no configuration; give one (--use-config).")
+        path = find_checkpoint(path, log.warning)
+        config = config or read_model_config(path)
+    state = read_weights(path, weights)
+    if config is None:
+        raise CheckpointError(f"{path}: a reference checkpoint carries no configuration; give one (--use-config).")
     return build_tokenizer(config, state, str(path)).to(device)
+
+
+def read_weights(path: str | Path, weights: Literal["ema", "raw"] = "ema") -> dict[str, Tensor]:
+    """Weights by own names from a checkpoint folder, a run folder or a reference `.pth`.
+
+    Raises: CheckpointError if there is none, or it is damaged.
+    """
+    if Path(path).is_dir():
+        folder = find_checkpoint(path, log.warning)
+        return load_file(folder / ("model.safetensors" if weights == "ema" else "model_raw.safetensors"))
+    return read_reference_weights(path, weights)
 
 
 def build_tokenizer(config: TokenizerConfig, state: Mapping[str, Tensor], where: str) -> VFMVAETokenizer:

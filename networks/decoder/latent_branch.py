@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from networks.layers.depthwise import DepthwiseConv2d
 from networks.layers.norm import GroupNorm
 
 ACTIVATIONS = {"lrelu": lambda: nn.LeakyReLU(0.2), "silu": nn.SiLU, "gelu": nn.GELU}
@@ -11,7 +12,7 @@ ACTIVATIONS = {"lrelu": lambda: nn.LeakyReLU(0.2), "silu": nn.SiLU, "gelu": nn.G
 
 def _conv3(n_in: int, n_out: int, activation: str) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(n_in, n_in, 3, padding=1, groups=n_in, bias=False),
+        DepthwiseConv2d(n_in, 3, bias=False),
         nn.Conv2d(n_in, n_out, 1, bias=False),
         GroupNorm(min(32, n_out), n_out),
         ACTIVATIONS[activation](),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from common.distributed import all_reduce
+from common.precision import full_precision
 from networks.layers.linear import FullyConnected
 
 LR_MULTIPLIER = 0.01
@@ -40,7 +41,7 @@ class MappingNetwork(nn.Module):
             truncation_psi: w is moved towards the running mean; 1 leaves it, 0 gives the mean.
             update_average: advance the running mean by the mean of this batch over all ranks.
         """
-        with torch.autocast(pooled.device.type, enabled=False):
+        with full_precision(pooled.device):
             w = self.mlp(unit_second_moment(pooled.float()))
         if update_average:
             batch_mean = all_reduce(w.detach().mean(dim=0), "mean")

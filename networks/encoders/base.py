@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import UserError
+from common.precision import full_precision
 from networks.interfaces import Features
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -48,6 +49,11 @@ class VisionEncoder(nn.Module):
     @classmethod
     def load_backbone(cls, vfm_name: str, revision: str | None) -> nn.Module:
         """The pretrained model from a folder or hub id, fp32. Raises UserError if it cannot be had whole."""
+        raise NotImplementedError
+
+    @classmethod
+    def empty_backbone(cls, vfm_name: str) -> nn.Module | None:
+        """The model without its weights, on the current device (meta, to count); None if its files are out of reach."""
         raise NotImplementedError
 
     @property
@@ -107,7 +113,7 @@ class VisionEncoder(nn.Module):
     def forward(self, images: Tensor, input_scale: float = 1.0) -> Features:
         """Images [B, 3, H, W] in [0, 1] -> features; see `preprocess` for `input_scale`."""
         pixels = self.preprocess(images.float(), input_scale)
-        device = pixels.device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+        on_cuda = pixels.device.type == "cuda"
+        with torch.autocast("cuda", dtype=torch.bfloat16) if on_cuda else full_precision(pixels.device):
             features = self.run(pixels)
         return Features([level.float() for level in features.levels], features.grids)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from networks.encoders.base import IMAGENET_MEAN, IMAGENET_STD
-from networks.encoders.transformers_vit import TransformersViT, load_pretrained
+from networks.encoders.transformers_vit import TransformersViT
 
 
 class DINOv2Encoder(TransformersViT):
@@ -15,10 +17,10 @@ class DINOv2Encoder(TransformersViT):
     mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     @classmethod
-    def load_backbone(cls, vfm_name: str, revision: str | None) -> nn.Module:
-        from transformers import AutoModel
+    def model_class(cls, model_type: str | None) -> Any:
+        from transformers import Dinov2Model, Dinov2WithRegistersModel
 
-        return load_pretrained(AutoModel, vfm_name, revision)
+        return Dinov2WithRegistersModel if model_type == "dinov2_with_registers" else Dinov2Model
 
     @property
     def prefix_tokens(self) -> int:

@@ -80,6 +80,12 @@ class EfficientNetLite0Encoder(VisionEncoder):
             )
         return load_efficientnet_lite0()
 
+    @classmethod
+    def empty_backbone(cls, vfm_name: str) -> nn.Module:
+        import timm
+
+        return timm.create_model("tf_efficientnet_lite0", pretrained=False)
+
     @property
     def depth(self) -> int:
         return len(STAGE_CHANNELS) - 1

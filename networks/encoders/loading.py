@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from common.errors import UserError
 from common.registry import import_object
 from networks.config import EncoderConfig
@@ -24,3 +26,12 @@ def load_encoder(config: EncoderConfig) -> VisionEncoder:
             f"of {config.vfm_name!r} have {widths} channels; put these numbers there."
         )
     return encoder
+
+
+def encoder_fingerprint(encoder: VisionEncoder) -> str:
+    """SHA-256 over the names and values of an encoder's weights: what a checkpoint refers to instead of a copy."""
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from common.errors import NotBuiltError
-from networks.encoders import model_config_of
-from networks.encoders.transformers_vit import TransformersViT, load_pretrained
+from networks.encoders.transformers_vit import TransformersViT
 
 
 class SigLIP2Encoder(TransformersViT):
     """SigLIP2 vision tower; position embeddings are interpolated bicubically to other image sizes."""
 
     @classmethod
-    def load_backbone(cls, vfm_name: str, revision: str | None) -> nn.Module:
+    def model_class(cls, model_type: str | None) -> Any:
         from transformers import SiglipVisionModel
 
-        model_type = (model_config_of(vfm_name) or {}).get("model_type", "")
-        if "naflex" in vfm_name.lower() or model_type.startswith("siglip2"):
+        if model_type is not None and model_type.startswith("siglip2"):
             raise NotBuiltError(
-                f"encoder.vfm_name: {vfm_name!r} is a NaFlex model (flattened patches), which is not built yet; "
-                "use a fixed-resolution SigLIP2, e.g. google/siglip2-large-patch16-512."
+                "encoder.vfm_name: this is a NaFlex SigLIP2 (flattened patches), which is not built yet; "
+                "use a fixed-resolution one, e.g. google/siglip2-large-patch16-512."
             )
-        return load_pretrained(SiglipVisionModel, vfm_name, revision)
+        return SiglipVisionModel
 
     def embed(self, pixels: Tensor) -> Tensor:
         return self.backbone.embeddings(pixels, interpolate_pos_encoding=True)

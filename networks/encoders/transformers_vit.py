@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.errors import ShapeError, UserError
+from networks.encoders import model_config_of
 from networks.encoders.base import VisionEncoder
 from networks.interfaces import Features
 
@@ -47,6 +48,25 @@ def load_pretrained(model_class: Any, vfm_name: str, revision: str | None, **opt
 
 class TransformersViT(VisionEncoder):
     """Patch embedding, a stack of blocks and a final norm, run block by block and no further than needed."""
+
+    @classmethod
+    def model_class(cls, model_type: str | None) -> Any:
+        """The transformers class for a `model_type` of this family."""
+        raise NotImplementedError
+
+    @classmethod
+    def load_backbone(cls, vfm_name: str, revision: str | None) -> nn.Module:
+        model_type = (model_config_of(vfm_name) or {}).get("model_type")
+        return load_pretrained(cls.model_class(model_type), vfm_name, revision)
+
+    @classmethod
+    def empty_backbone(cls, vfm_name: str) -> nn.Module | None:
+        values = model_config_of(vfm_name)
+        if values is None:
+            return None
+        model_class = cls.model_class(values.get("model_type"))
+        options = model_class.config_class.from_pretrained(os.path.expanduser(vfm_name))
+        return model_class(options)
 
     prefix_tokens: int = 0
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks.layers.depthwise import DepthwiseConv2d
 from networks.layers.linear import StyleAffine
 from networks.layers.modulated import modulated_conv1x1
 from networks.layers.norm import GroupNorm
@@ -28,7 +29,7 @@ class ModulatedConvNeXt(nn.Module):
         super().__init__()
         hidden = EXPANSION * channels
         self.affine = StyleAffine(w_dim, channels)
-        self.depthwise = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        self.depthwise = DepthwiseConv2d(channels, kernel_size)
         self.norm = GroupNorm(min(32, channels // 4), channels)
         self.expand_weight = nn.Parameter(torch.empty(hidden, channels, 1, 1))
         self.expand_bias = nn.Parameter(torch.zeros(1, hidden, 1, 1))
@@ -50,5 +51,6 @@ class ModulatedConvNeXt(nn.Module):
             h = h + F.interpolate(noise, size=h.shape[-2:], mode="bilinear", align_corners=False)
         h = self.norm(h)
         h = modulated_conv1x1(h, self.expand_weight, self.affine(w), self.expand_bias)
-        h = self.project(F.gelu(h))
-        return x + self.gamma * h
+        # gamma * (W h + b) = (gamma W) h + gamma b: the product is taken on the weights, which are smaller than the map.
+        scale = self.gamma.flatten()
+        return x + F.conv2d(F.gelu(h), self.project.weight * scale[:, None, None, None], self.project.bias * scale)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.precision import full_precision
+
 
 class FullyConnected(nn.Module):
     """Linear layer with a run-time gain: y = act(x (W * lr_mult / sqrt(in))^T + b * lr_mult).
@@ -39,6 +41,6 @@ class StyleAffine(FullyConnected):
         super().__init__(w_dim, 3 * channels, bias_init=1.0)
 
     def forward(self, w: Tensor) -> Tensor:
-        with torch.autocast(w.device.type, enabled=False):
+        with full_precision(w.device):
             a, b, c = super().forward(w.float()).chunk(3, dim=1)
             return a * b + c

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from common.precision import full_precision
+
 
 def modulated_conv1x1(
     x: Tensor, weight: Tensor, styles: Tensor, bias: Tensor | None = None, demodulate: bool = True
@@ -25,7 +27,8 @@ def modulated_conv1x1(
     """
     y = F.conv2d(x * styles[:, :, None, None].to(x.dtype), weight)
     if demodulate:
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             norm = (styles.float().square() @ weight.float().flatten(1).square().T + 1e-8).rsqrt()  # [B, C_out]
-        y = y * norm[:, :, None, None].to(y.dtype)
+        norm = norm[:, :, None, None].to(y.dtype)
+        return y * norm if bias is None else torch.addcmul(bias.to(y.dtype), y, norm)
     return y if bias is None else y + bias.to(y.dtype)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.precision import full_precision
+
 
 class GroupNorm(nn.GroupNorm):
     """Group normalisation computed in fp32 whatever the input's precision; the output has the input's dtype."""
@@ -13,7 +15,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:
             return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             if x.device.type == "cpu":  # this kernel accumulates in fp32 and takes a bf16 input with fp32 weights
                 return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
             return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks.layers.depthwise import DepthwiseConv2d
 from networks.layers.norm import GroupNorm
 
 
@@ -24,7 +25,7 @@ class BlurUpsampler(nn.Module):
         self.norm_first = norm_first
         channels = n_in if norm_first else n_out
         self.norm = GroupNorm(min(32, channels // 4), channels)
-        self.depthwise = nn.Conv2d(n_in, n_in, 3, padding=1, groups=n_in, bias=False)
+        self.depthwise = DepthwiseConv2d(n_in, 3, bias=False)
         self.pointwise = nn.Conv2d(n_in, 4 * n_out, 1, bias=False)
         self.has_blur = blur_taps is not None
         if self.has_blur:

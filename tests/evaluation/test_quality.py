@@ -101,6 +101,17 @@ def test_what_cannot_be_compared_is_named(folders, tmp_path):
         scores_of(folders)
 
 
+def test_lpips_is_computed_in_batches_on_signed_images_when_given(folders):
+    def brightness_gap(real, generated):
+        assert real.dtype == torch.float32 and real.min() < 0
+        return (real - generated).abs().mean(dim=(1, 2, 3))
+
+    scores = score_pairs(pair_folders(*folders), batch_size=3, workers=1, device=CPU, lpips=brightness_gap)
+    ref, pred = (np.asarray(Image.open(folder / "4.png")).astype(float) for folder in folders)
+    assert scores[4].lpips == pytest.approx(np.abs(ref - pred).mean() / 127.5, rel=1e-5)
+    assert summarise(scores).lpips == pytest.approx(sum(score.lpips for score in scores) / 5)
+
+
 def test_the_command_prints_and_writes_all_numbers(folders, tmp_path, monkeypatch, capsys):
     report, table = tmp_path / "out" / "scores.json", tmp_path / "out" / "scores.csv"
     paths = ("--ref-dir", folders[0], "--pred-dir", folders[1])

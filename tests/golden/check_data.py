@@ -29,3 +29,4 @@ def _check_levels(case: Case, name: str, found) -> None:
     difference = (torch.from_numpy(found.copy()).permute(2, 0, 1).int() - reference).abs().max().item()
     assert difference <= LEVELS, f"{name}: differs by {difference} levels"
     case.compared += 1
+    case.compared += 1

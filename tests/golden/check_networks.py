@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from losses.vf_alignment import vf_alignment_loss
 from networks.checkpoint import (
     CONVNEXT,
     ENCODER_PREFIX,
@@ -21,7 +22,7 @@ from networks.checkpoint import (
     to_own_name,
     to_reference_name,
 )
-from networks.compression import unshuffle_tokens
+from networks.compression import tokens_to_map, unshuffle_tokens
 from networks.config import TokenizerConfig
 from networks.decoder.mapping import MappingNetwork
 from networks.decoder.to_rgb import ToRGB
@@ -32,7 +33,6 @@ from networks.layers.attention_projection import AttentionProjection
 from networks.layers.convnext import ModulatedConvNeXt
 from networks.layers.resample import BlurUpsampler
 from networks.vfm_vae import VFMVAETokenizer
-from losses.vf_alignment import vf_alignment_loss
 from tests.golden.cases import Case, fill, filled_state, load_filled
 
 CONSTRUCTOR_DEFAULTS = {
@@ -160,21 +160,15 @@ def check_tiny(case: Case) -> None:
             for name, default in (("distmat_margin", 0), ("cos_margin", 0), ("distmat_weight", 1), ("cos_weight", 1))
         }
         last = model.config.encoder.patch_from_layers.index(-1)
-        from networks.compression import tokens_to_map
-
         aligned_to = tokens_to_map(features.levels[last], features.grids[last])
         checks["vf_loss"] = lambda: vf_alignment_loss(model.alignment(z), aligned_to, **options)
     for name in case.tensors:
         if name.startswith("z_before_quantize_eq_prior_"):
             scale = float(name.rsplit("_", 1)[1])
             small = EquivarianceTransform(scale, on_input=True)
-            checks[name] = lambda small=small: model.encode(images, noise=eps[:0], transform=small).posterior.moments
-            checks[f"decode_img_eq_prior_{scale:g}"] = lambda s=small: (
-                model.decode(
-                    DiagonalGaussian(model.compression(model.encoder(images, s.input_scale))).mode()
-                ).reconstruction
-            )
-            checks[name] = lambda s=small: model.compression(model.encoder(images, s.input_scale))
+            of_small = model.encode(images, noise=torch.zeros(()), transform=small).posterior
+            checks[name] = lambda p=of_small: p.moments
+            checks[f"decode_img_eq_prior_{scale:g}"] = lambda p=of_small: model.decode(p.mode()).reconstruction
     for name in case.tensors:
         if name != "img":
             assert name in checks, f"{case.name}: the stored tensor {name!r} has no counterpart"

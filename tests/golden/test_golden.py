@@ -7,13 +7,23 @@ from pathlib import Path
 import pytest
 
 from tests.golden.cases import HERE, Case, collect
+from tests.golden.check_data import check_training_data
 from tests.golden.check_networks import UNITS_TO_COME, check_tiny, check_unit, longest_prefix
+from tests.golden.check_tools import check_psnr_ssim
+from tests.golden.check_training import check_ema, check_equivariance, check_lpips
 
-CHECKS = {"networks_tiny": check_tiny, "networks_units": check_unit}
+CHECKS = {
+    "networks_tiny": check_tiny,
+    "networks_units": check_unit,
+    "training_data": check_training_data,
+    "training_ema": check_ema,
+    "training_equivariance": check_equivariance,
+    "training_lpips": check_lpips,
+    "tools_psnr_ssim": check_psnr_ssim,
+}
 
 TO_COME = {
     "networks_vfm": "more encoder families",
-    "training_data": "the reference's endless sampler",
     "training_diffaug": "discriminators",
     "training_disc_head": "discriminators",
     "training_patchgan": "discriminators",

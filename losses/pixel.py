@@ -1,0 +1,51 @@
+"""Pixel losses: L1, L2, and L1 on the images of intermediate resolutions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from losses.config import MultiscaleConfig, TermConfig
+from losses.interfaces import Loss, LossInputs
+
+
+class L1Loss(Loss):
+    """mean |x - x_hat|."""
+
+    def __init__(self, config: TermConfig):
+        super().__init__()
+
+    def forward(self, inputs: LossInputs) -> Tensor:
+        return (inputs.target - inputs.reconstruction).abs().mean()
+
+
+class L2Loss(Loss):
+    """mean (x - x_hat)^2."""
+
+    def __init__(self, config: TermConfig):
+        super().__init__()
+
+    def forward(self, inputs: LossInputs) -> Tensor:
+        return (inputs.target - inputs.reconstruction).square().mean()
+
+
+class MultiscaleLoss(Loss):
+    """sum_k w_k mean |x_k - x_hat_k| over the resolutions k of the decoder's pyramid.
+
+    A resolution without a weight counts with weight 0, so that its RGB layer gets a zero gradient rather than none.
+    """
+
+    needs = frozenset({"pyramid", "pyramid_targets"})
+
+    def __init__(self, config: MultiscaleConfig):
+        super().__init__()
+        self.weights = dict(config.weights)
+        self._details: dict[str, Tensor] = {}
+
+    def forward(self, inputs: LossInputs) -> Tensor:
+        terms = {side: (inputs.pyramid_targets[side] - image).abs().mean() for side, image in inputs.pyramid.items()}
+        self._details = {f"resolution_{side}": term.detach() for side, term in terms.items() if side in self.weights}
+        return sum(self.weights.get(side, 0.0) * term for side, term in terms.items())
+
+    def details(self) -> dict[str, Tensor]:
+        """The unweighted term of each resolution that has a weight."""
+        return self._details

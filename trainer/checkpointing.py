@@ -1,0 +1,171 @@
+"""Checkpoints of a run: everything that is needed to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from common.checkpoint_folder import checkpoint_name, list_checkpoints, newest_complete, write_checkpoint
+from common.errors import CheckpointError
+from trainer.config import CheckpointConfig
+from trainer.optimizer import load_optimizer_tensors, optimizer_tensors
+from trainer.systems.base import System
+
+log = logging.getLogger(__name__)
+
+# What may differ between a checkpoint and the run that resumes it. Everything else would be another run.
+MAY_CHANGE = (
+    "run.run_dir",
+    "run.device",
+    "data.path",
+    "data.cls_to_text_path",
+    "data.workers",
+    "data.prefetch_batches",
+    "data.index_dir",
+    "encoder.vfm_name",
+    "training.total_kimg",
+    "training.accumulate_gradients",
+    "training.init_from",
+    "training.cudnn_benchmark",
+    "losses.perceptual.vgg16_path",
+    "discriminator.dino_path",
+    "checkpoint",
+    "logging",
+)
+
+
+def model_file(network: str, average: bool) -> str:
+    """File of a network's weights: `model` is the tokenizer or backbone itself, other networks have their own name."""
+    stem = "model" if network in ("tokenizer", "backbone") else network
+    return f"{stem}.safetensors" if average else f"{stem}_raw.safetensors"
+
+
+def save(
+    run_dir: Path,
+    system: System,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    state: Mapping[str, Any],
+    config: Mapping[str, Any],
+    options: CheckpointConfig,
+) -> Path:
+    """Write a checkpoint and remove old ones. Called on one rank.
+
+    Args:
+        state: the trainer's counters, JSON values; `state["nimg"]` names the checkpoint.
+        config: the resolved configuration.
+
+    Raises: OSError if it cannot be written; the checkpoints before it are untouched then.
+    """
+
+    def fill(folder: Path) -> None:
+        for name, network in system.networks.items():
+            _save_tensors(network.state_dict(), folder / model_file(name, average=False))
+        for name, network in system.averages.items():
+            frozen = system.frozen_tensors() if options.include_encoder else {}
+            _save_tensors(network.state_dict() | frozen, folder / model_file(name, average=True))
+        for phase in system.phases:
+            tensors = optimizer_tensors(optimizers[phase.name], phase.parameters)
+            _save_tensors(tensors, folder / f"optimizer_{phase.name}.safetensors")
+        _save_json(state, folder / "training_state.json")
+        _save_json(system.model_config(), folder / "config.json")
+
+    target = run_dir / "checkpoints" / checkpoint_name(state["nimg"])
+    facts = {
+        "nimg": state["nimg"],
+        "step": state["step"],
+        "ordinal": state["checkpoints_written"],
+        "config": config,
+        **system.facts(),
+    }
+    write_checkpoint(target, fill, facts)
+    _rotate(run_dir, options)
+    return target
+
+
+def load(
+    folder: Path, system: System, optimizers: Mapping[str, torch.optim.Optimizer], config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Restore a checkpoint that `verify` has accepted; returns the trainer's counters.
+
+    Raises: CheckpointError if the run is configured differently from the one that wrote it.
+    """
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    require_same_run(folder, manifest["config"], config)
+    for name, network in system.networks.items():
+        _load_exactly(network, folder / model_file(name, average=False))
+    for name, network in system.averages.items():
+        _load_exactly(network, folder / model_file(name, average=True))
+    for phase in system.phases:
+        tensors = load_file(folder / f"optimizer_{phase.name}.safetensors")
+        load_optimizer_tensors(optimizers[phase.name], phase.parameters, tensors)
+    return json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
+
+
+def newest(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run; says in the log which damaged ones were passed over."""
+    return newest_complete(run_dir, log.warning)
+
+
+def require_same_run(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse to resume a run under another configuration. Raises CheckpointError that names the keys."""
+    differences = [
+        f"  {key}: {old!r} in the checkpoint, {new!r} now"
+        for key, old, new in _differences(stored, given)
+        if not any(key == free or key.startswith(free + ".") for free in MAY_CHANGE)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{folder}: this run was started with another configuration:\n"
+            + "\n".join(differences)
+            + "\nPut the old values back to resume it, or choose another run.run_dir (with training.init_from to start "
+            "from its weights)."
+        )
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            found
+            for key in sorted({*old, *new})
+            for found in _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [] if old == new else [(prefix, old, new)]
+
+
+def _rotate(run_dir: Path, options: CheckpointConfig) -> None:
+    """Keep the newest checkpoints and those whose ordinal (stored in their manifest) is a multiple of `keep_every`."""
+    folders = list_checkpoints(run_dir)
+    for folder in folders[: -options.keep_last]:
+        if options.keep_every is None or _ordinal(folder) % options.keep_every:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ordinal(folder: Path) -> int:
+    try:
+        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["ordinal"]
+    except (OSError, ValueError, KeyError):
+        return 0  # a damaged checkpoint stays, for someone to look at
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+
+
+def _save_json(value: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _load_exactly(network: nn.Module, path: Path) -> None:
+    tensors = {name: value for name, value in load_file(path).items() if not name.startswith("encoder.")}
+    try:
+        network.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: the weights do not fit this run's networks ({error}).") from error

@@ -1,0 +1,161 @@
+"""`--dry-run`: what a configuration builds and what a step costs, without weights, data or computation.
+
+Networks are built on the meta device, so this works for any size on any machine, also where the encoder's files are
+out of reach; what only these files tell is then `unknown`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from common.registry import import_object
+from networks.encoders import FAMILIES
+from networks.encoders.base import VisionEncoder
+from networks.interfaces import Features
+from networks.latent import DiagonalGaussian
+from networks.vfm_vae import VFMVAETokenizer
+from trainer.freeze import select_trainable
+
+if TYPE_CHECKING:
+    from configs.schema import VFMVAEExperiment
+
+ADAM_BYTES_PER_PARAMETER = 4 * 4  # weight, gradient and two moments in fp32
+EMA_BYTES_PER_PARAMETER = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a pass on one micro-batch.
+
+    Attributes:
+        flops: multiplications and additions of matrix products and convolutions.
+        saved_bytes: activations that autograd keeps for the backward pass.
+    """
+
+    flops: int
+    saved_bytes: int
+
+
+def describe(config: VFMVAEExperiment, ranks: int) -> str:
+    """Shapes, parameters, and estimates of memory and time per kimg, as a text."""
+    with torch.device("meta"):
+        encoder = meta_encoder(config)
+        model = VFMVAETokenizer(config.tokenizer(), encoder)
+    selection = select_trainable(model, config.training)
+    encoder_count = None if encoder is None else sum(p.numel() for p in encoder.parameters())
+    micro_batch = config.training.batch_size // (ranks * config.training.accumulate_gradients)
+    cost = trainable_cost(model, config, micro_batch)
+    encoder_cost = None if encoder is None else encoder_flops(encoder, config, micro_batch)
+    side, latent = config.data.resolution, config.tokenizer().latent_side()
+    rest_frozen = selection.frozen - (encoder_count or 0)
+    memory = ADAM_BYTES_PER_PARAMETER * selection.trainable + EMA_BYTES_PER_PARAMETER * (
+        selection.trainable + rest_frozen
+    )
+    memory += cost.saved_bytes + 4 * (encoder_count or 0)
+    flops_per_kimg = (3 * cost.flops + (encoder_cost or 0)) / micro_batch * 1000
+    peak = gemm_flops_per_second()
+    at_least = "" if encoder_cost is not None else " (without the encoder, whose size is unknown)"
+    c = config
+    rows = [
+        ("images", f"{side} x {side}, micro-batches of {micro_batch} on {ranks} rank{'s' if ranks > 1 else ''}"),
+        ("encoder", f"{c.encoder.resolved_family()}, layers {c.encoder.patch_from_layers}"),
+        ("latent", f"{latent} x {latent} x {c.latent.channels()} ({c.latent.compression_mode})"),
+        ("decoder blocks", _blocks(config)),
+        ("train mode", c.training.train_mode),
+        ("trainable parameters", _count(selection.trainable)),
+        ("frozen encoder", "unknown" if encoder_count is None else _count(encoder_count)),
+        ("frozen otherwise", _count(rest_frozen)),
+        *[(f"  {name}", _count(_parameters(part))) for name, part in model.trainable_parts().items()],
+        (
+            "memory per rank",
+            f"about {memory / 1e9:.2f} GB in fp32: weights, gradients, Adam, EMA, activations{at_least}",
+        ),
+        (
+            "FLOPs per kimg",
+            f"{flops_per_kimg / 1e12:.1f} TFLOP: encoder forward, the rest forward and backward{at_least}",
+        ),
+        (
+            "time per kimg",
+            f"at least {flops_per_kimg / peak / ranks:.1f} s on {ranks} such device{'s' if ranks > 1 else ''} at its "
+            f"fp32 matrix-product speed of {peak / 1e9:.0f} GFLOP/s, measured now; losses, data and memory traffic "
+            "come on top",
+        ),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def meta_encoder(config: VFMVAEExperiment) -> VisionEncoder | None:
+    """The encoder without weights, or None where its files cannot be reached."""
+    encoder_class: type[VisionEncoder] = import_object(FAMILIES[config.encoder.resolved_family()].target)
+    backbone = encoder_class.empty_backbone(config.encoder.vfm_name)
+    if backbone is None:
+        return None
+    return encoder_class(backbone, config.encoder.patch_from_layers, config.encoder.scale_factor)
+
+
+def trainable_cost(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) -> Cost:
+    """Forward cost of everything but the encoder on one micro-batch."""
+    c = config.encoder
+    token_side = int(config.data.resolution * c.scale_factor // c.patch_size())
+    with torch.device("meta"):
+        levels = [torch.empty(batch, token_side**2, width) for width in c.patch_in_dimensions]
+    features = Features(levels, [(token_side, token_side)] * len(levels))
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            saved[id(tensor.untyped_storage())] = tensor.numel() * tensor.element_size()
+            held.append(tensor)
+        return tensor
+
+    held: list[Tensor] = []  # keeps ids unique while counting
+    counter = FlopCounterMode(display=False)
+    with counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+        posterior = DiagonalGaussian(model.compression(features))
+        z = posterior.mean + posterior.std
+        if config.tokenizer().alignment_head:
+            model.alignment(z)
+        model.decode(z)
+    return Cost(counter.get_total_flops(), sum(saved.values()))
+
+
+def encoder_flops(encoder: VisionEncoder, config: VFMVAEExperiment, batch: int) -> int:
+    """Forward cost of the encoder on one micro-batch."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        encoder.to("meta")(torch.empty(batch, 3, config.data.resolution, config.data.resolution, device="meta"))
+    return counter.get_total_flops()
+
+
+def gemm_flops_per_second(side: int = 1024, seconds: float = 0.3) -> float:
+    """Best speed of an fp32 matrix product on this machine's device: the yardstick of all time estimates."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    a = torch.randn(side, side, device=device)
+    best, until = float("inf"), time.monotonic() + seconds
+    while time.monotonic() < until:
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _count(number: int) -> str:
+    return f"{number:,} ({number / 1e6:.2f} M)"
+
+
+def _blocks(config: VFMVAEExperiment) -> str:
+    side = config.data.resolution
+    pairs = zip(config.decoder.block_resolutions(side), config.decoder.block_channels(side), strict=True)
+    return ", ".join(f"{r} px x {c}" for r, c in pairs)

@@ -1,0 +1,62 @@
+"""Optimisers: built from their configuration, saved and restored as named tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import CheckpointError
+from trainer.config import AdamConfig
+
+
+def build_adam(parameters: Mapping[str, nn.Parameter], config: AdamConfig, fused: bool) -> torch.optim.Optimizer:
+    """Adam over named parameters; AdamW if the configuration has weight decay."""
+    kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
+    return kind(
+        parameters.values(),
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=fused or None,
+    )
+
+
+def learning_rate(config: AdamConfig, nimg: int, total_nimg: int) -> float:
+    """The rate after `nimg` images: linear warm-up, then constant or half a cosine down to 0 at `total_nimg`."""
+    warmup = 1000 * config.warmup_kimg
+    if nimg < warmup:
+        return config.lr * (nimg + 1) / (warmup + 1)
+    if not config.cosine_decay:
+        return config.lr
+    share = min((nimg - warmup) / max(total_nimg - warmup, 1), 1.0)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimiser's state as `<parameter>|<key>` -> tensor."""
+    return {
+        f"{name}|{key}": value.detach().cpu().contiguous()
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Restore what `optimizer_tensors` gave. Raises CheckpointError if it belongs to other parameters."""
+    unknown = {key.split("|")[0] for key in tensors} - set(parameters)
+    if unknown:
+        raise CheckpointError(f"the optimiser state holds {sorted(unknown)[0]!r}, which is not trained in this run.")
+    for key, value in tensors.items():
+        name, entry = key.split("|")
+        parameter = parameters[name]
+        on_device = entry != "step" or optimizer.param_groups[0].get("fused")
+        target = value.to(parameter.device) if on_device else value.clone()
+        if value.shape == parameter.shape:
+            target = target.clone(memory_format=torch.preserve_format)
+        optimizer.state[parameter][entry] = target

@@ -1,0 +1,91 @@
+"""What a system provides to the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from trainer.config import AdamConfig
+
+
+@dataclass(frozen=True)
+class MicroStep:
+    """Where in the run a micro-batch stands; the key of everything random about it.
+
+    Attributes:
+        seed: the run's seed.
+        step: optimiser steps before this one.
+        nimg: images seen before this step.
+        micro_batch: index of the micro-batch among all of this step, over all ranks.
+        is_first: the first micro-batch of this step on its rank; only then state that follows the data advances.
+        share: factor of its gradient, 1 / (micro-batches per rank); the mean over ranks is taken elsewhere.
+    """
+
+    seed: int
+    step: int
+    nimg: int
+    micro_batch: int
+    is_first: bool
+    share: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the step with an optimiser of its own.
+
+    Attributes:
+        name: e.g. `generator`; the metrics carry it.
+        module: the network that it trains, wrapped for many processes; its gradients are synchronised there.
+        parameters: what the optimiser changes, by name.
+        optimizer: options of the optimiser.
+    """
+
+    name: str
+    module: nn.Module
+    parameters: dict[str, nn.Parameter]
+    optimizer: AdamConfig
+
+
+class System(Protocol):
+    """Which networks there are, what one step does, and what is logged.
+
+    Attributes:
+        phases: run in this order in every step.
+        networks: everything whose weights a checkpoint keeps, by name of its file's prefix.
+        averages: the EMA of (some of) these networks, by the same name.
+    """
+
+    phases: list[Phase]
+    networks: dict[str, nn.Module]
+    averages: dict[str, nn.Module]
+
+    def backward(self, phase: Phase, batch: Any, at: MicroStep) -> Mapping[str, Tensor]:
+        """Forward and backward pass of one micro-batch in one phase; gradients add up. Returns scalars to log."""
+        ...
+
+    def model_config(self) -> dict[str, Any]:
+        """What a checkpoint's `config.json` says, enough to build the model again."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest records besides: the identity of frozen parts."""
+        ...
+
+    def frozen_tensors(self) -> dict[str, Tensor]:
+        """Weights of frozen parts, for checkpoints that include them."""
+        ...
+
+    def load_initial(self, path: str, with_discriminators: bool) -> str:
+        """Take the weights of an earlier run; returns what was taken, in a sentence."""
+        ...
+
+    def summary(self) -> str:
+        """Sizes of the networks, for the start of the log."""
+        ...
+
+    def sample_images(self, images: Tensor) -> Tensor:
+        """What the EMA makes of uint8 images, uint8, for the sample grids."""
+        ...

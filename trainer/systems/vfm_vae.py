@@ -1,0 +1,191 @@
+"""The system `vfm_vae`: trains the tokenizer on a frozen vision foundation model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from common.distributed import world_size
+from common.random import keyed_seed, python_generator, torch_generator
+from common.resize import resize_images
+from common.value_range import signed_to_unit, uint8_to_unit, unit_to_signed, unit_to_uint8
+from losses.adaptive_weight import adaptive_weight
+from losses.interfaces import LossInputs
+from losses.objective import Objective, Value, total
+from networks.checkpoint import load_weights, read_weights
+from networks.compression import tokens_to_map
+from networks.encoders.loading import encoder_fingerprint, load_encoder
+from networks.equivariance import IDENTITY, EquivarianceTransform, draw_transform
+from networks.interfaces import TokenizerOutput
+from networks.vfm_vae import VFMVAETokenizer
+from trainer.freeze import select_trainable, trained_parameters
+from trainer.systems.base import MicroStep, Phase
+
+if TYPE_CHECKING:
+    from configs.schema import VFMVAEExperiment
+    from data.pipeline import Batch
+
+
+class VFMVAESystem:
+    """Networks, objective and step of VFM-VAE.
+
+    Args:
+        config: the run's configuration.
+        device: where the networks live.
+
+    Raises: UserError if the encoder or the weights of a loss cannot be loaded.
+    """
+
+    def __init__(self, config: VFMVAEExperiment, device: torch.device):
+        self.config = config
+        self.device = device
+        self.interpolation = config.encoder.interpolation()
+        encoder = load_encoder(config.encoder)
+        self.encoder_sha256 = encoder_fingerprint(encoder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(keyed_seed(config.run.random_seed, "initial weights"))
+            tokenizer = VFMVAETokenizer(config.tokenizer(), encoder)
+        self.selection = select_trainable(tokenizer, config.training)
+        memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
+        self.tokenizer = tokenizer.to(device, memory_format=memory_format)
+        self.average = copy.deepcopy(self.tokenizer, memo={id(encoder): encoder}).eval().requires_grad_(False)
+        self.tokenizer.train()
+        self.objective = Objective(config.enabled_losses()).to(device)
+        self.networks: dict[str, nn.Module] = {"tokenizer": self.tokenizer.trainable_parts()}
+        self.averages: dict[str, nn.Module] = {"tokenizer": self.average.trainable_parts()}
+        self.generator: nn.Module = self.tokenizer
+        if world_size() > 1:
+            self.generator = DistributedDataParallel(
+                self.tokenizer,
+                broadcast_buffers=False,
+                # Without the multi-scale loss nothing reads the RGB layers below the last.
+                find_unused_parameters="multiscale_pixel" not in self.objective,
+            )
+        parameters = trained_parameters(self.tokenizer)
+        self.phases = [Phase("generator", self.generator, parameters, config.optimizer.generator)]
+
+    def backward(self, phase: Phase, batch: Batch, at: MicroStep) -> dict[str, Tensor]:
+        """One micro-batch of the generator phase."""
+        assert phase.name == "generator"
+        images = uint8_to_unit(batch.images.to(self.device, non_blocking=True))
+        transform = self._draw_transform(at)
+        noise = torch_generator(at.seed, "posterior", at.step, at.micro_batch, device=self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.training.precision == "bf16"):
+            output = self.generator(images, noise, transform, cut_at_latent=True, update_average=at.is_first)
+        inputs = self._loss_inputs(images, output, transform)
+        image_values = self.objective.image_terms(inputs, at.nimg)
+        latent_values = self.objective.latent_terms(inputs, at.nimg)
+        latent_values = self._backward(output, image_values, latent_values, at.share)
+        return self._report(image_values, latent_values)
+
+    def _backward(
+        self,
+        output: TokenizerOutput,
+        image_values: Mapping[str, Value],
+        latent_values: Mapping[str, Value],
+        share: float,
+    ) -> dict[str, Value]:
+        """Decoder first, then the encoder side from the decoder's gradient at the latent.
+
+        So the adaptive VF weight, which compares the gradients of the image terms and of the VF loss at the last layer
+        before the latent, costs no second pass through the decoder and the perceptual losses. Returns the latent
+        terms with the weights that were used.
+        """
+        z, z_leaf = output.latent.z, output.decoder_input
+        if image_values:
+            (total(image_values) * share).backward()
+        decoder_gradient = torch.zeros_like(z) if z_leaf.grad is None else z_leaf.grad
+        latent_values = dict(latent_values)
+        if not z.requires_grad:  # the encoder side is frozen
+            return latent_values
+        if "vf" in latent_values and self.config.losses.vf.use_adaptive_vf_loss:
+            vf, last = latent_values["vf"], self.tokenizer.compression.last_weight
+            (from_images,) = torch.autograd.grad(z, last, decoder_gradient / share, retain_graph=True)
+            (from_vf,) = torch.autograd.grad(vf.loss, last, retain_graph=True)
+            latent_values["vf"] = Value(vf.loss, vf.weight * adaptive_weight(from_images, from_vf))
+        roots, gradients = [z], [decoder_gradient]
+        if latent_values:
+            roots.append(total(latent_values) * share)
+            gradients.append(torch.ones_like(roots[1]))
+        torch.autograd.backward(roots, gradients)
+        return latent_values
+
+    def _draw_transform(self, at: MicroStep) -> EquivarianceTransform:
+        c = self.config.equivariance
+        if not c.use_equivariance_regularization:
+            return IDENTITY
+        rng = python_generator(at.seed, "equivariance", at.step, at.micro_batch)
+        return draw_transform(rng, c.equivariance_regularization_p_prior, c.equivariance_regularization_p_prior_scale)
+
+    def _loss_inputs(self, images: Tensor, output: TokenizerOutput, transform: EquivarianceTransform) -> LossInputs:
+        target = transform.apply_to_target(images, self.interpolation)
+        pyramid_targets = {}
+        if self.objective.needs("pyramid_targets"):
+            pyramid_targets = {
+                side: unit_to_signed(resize_images(target, self.interpolation, size=tuple(image.shape[-2:])))
+                for side, image in output.decoded.pyramid.items()
+            }
+        aligned_to = None
+        if self.objective.needs("aligned_to"):
+            features = output.latent.features
+            last = self.config.encoder.patch_from_layers.index(-1)
+            aligned_to = tokens_to_map(features.levels[last], features.grids[last])
+        return LossInputs(
+            target=unit_to_signed(target),
+            reconstruction=output.decoded.reconstruction,
+            pyramid=output.decoded.pyramid,
+            pyramid_targets=pyramid_targets,
+            latent=output.latent,
+            aligned_to=aligned_to,
+        )
+
+    def _report(self, image_values: Mapping[str, Value], latent_values: Mapping[str, Value]) -> dict[str, Tensor]:
+        values = {**image_values, **latent_values}
+        report = {f"loss/{name}": value.loss for name, value in values.items()}
+        report |= {f"loss/{name}": value for name, value in self.objective.details().items()}
+        report["loss/total"] = total(values)
+        if "vf" in values:
+            report["weight/vf"] = torch.as_tensor(values["vf"].weight, device=self.device)
+        return {name: value.detach().float() for name, value in report.items()}
+
+    def model_config(self) -> dict[str, Any]:
+        return {"model_type": "vfm_vae", **self.config.tokenizer().model_dump(mode="json")}
+
+    def facts(self) -> dict[str, Any]:
+        c = self.config.encoder
+        return {
+            "encoder": {
+                "vfm_name": c.vfm_name,
+                "family": c.resolved_family(),
+                "revision": c.revision,
+                "sha256": self.encoder_sha256,
+            }
+        }
+
+    def frozen_tensors(self) -> dict[str, Tensor]:
+        return {f"encoder.{name}": value for name, value in self.tokenizer.encoder.state_dict().items()}
+
+    def load_initial(self, path: str, with_discriminators: bool) -> str:
+        for weights, model in (("raw", self.tokenizer), ("ema", self.average)):
+            load_weights(model, read_weights(path, weights), path)
+        return f"weights and EMA of the tokenizer from {path}"
+
+    def summary(self) -> str:
+        encoder = sum(p.numel() for p in self.tokenizer.encoder.parameters())
+        rest = self.selection.frozen - encoder
+        return (
+            f"{self.config.training.train_mode}: {self.selection.trainable:,} trainable parameters, "
+            f"{encoder:,} in the frozen encoder, {rest:,} frozen otherwise."
+        )
+
+    @torch.no_grad()
+    def sample_images(self, images: Tensor) -> Tensor:
+        """Reconstructions by the EMA from the mode of the posterior."""
+        posterior = self.average.encode(uint8_to_unit(images.to(self.device)), noise=torch.zeros(())).posterior
+        reconstruction = self.average.decode(posterior.mode()).reconstruction
+        return unit_to_uint8(signed_to_unit(reconstruction), "nearest")
