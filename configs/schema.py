@@ -33,7 +33,15 @@ from common.registry import closest
 from configs.reference import is_reference_layout, translate
 from data.config import DataConfig
 from losses import LOSSES
-from networks.config import DecoderConfig, EncoderConfig, LatentConfig, TokenizerConfig, tokenizer_relations
+from networks.config import (
+    EQUIVARIANCE_SCALES,
+    DecoderConfig,
+    EncoderConfig,
+    LatentConfig,
+    TokenizerConfig,
+    geometry_problem,
+    tokenizer_relations,
+)
 from trainer.config import (
     CheckpointConfig,
     DiscriminatorConfig,
@@ -139,6 +147,29 @@ def _windows(name: str):
     return check
 
 
+def _equivariance_scales_fit(c) -> str | None:
+    """Every scale that may be drawn must give whole token and latent grids, with sides that the branches accept."""
+    if not c.equivariance.use_equivariance_regularization or geometry_problem(c, c.data.resolution):
+        return None
+    latent = c.data.resolution // c.latent.resolution_compression_factor
+    multiple = c.decoder.latent_multiple(c.data.resolution, latent)
+    patch = c.encoder.patch_size()
+    unshuffle = int(c.data.resolution * c.encoder.scale_factor // patch) // latent
+    for scale in EQUIVARIANCE_SCALES:
+        side = c.data.resolution * scale
+        if (latent * scale) % multiple:
+            return (
+                f"true, but scale {scale:g} leaves a latent of side {latent * scale:g}, which must be a multiple of "
+                f"{multiple} for the latent branches; use a larger data.resolution or fewer decoder.num_blocks."
+            )
+        if side % 1 or (side * c.encoder.scale_factor) % (patch * unshuffle):
+            return (
+                f"true, but scale {scale:g} gives the encoder {side * c.encoder.scale_factor:g} pixels, which must be "
+                f"a multiple of {patch * unshuffle} (patch {patch} x {unshuffle} tokens per latent position)."
+            )
+    return None
+
+
 def _total_after_start(c) -> str | None:
     if c.training.total_kimg <= c.training.init_kimg:
         return f"found {c.training.total_kimg:g}, expected more than training.init_kimg {c.training.init_kimg:g}."
@@ -189,6 +220,19 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(("losses",), _no_reconstruction_loss),
     Relation(("training.batch_size", "training.accumulate_gradients"), _batch_divides),
     *(Relation((f"losses.{name}",), _windows(name)) for name in LOSSES),
+    Relation(
+        (
+            "equivariance.use_equivariance_regularization",
+            "data.resolution",
+            "latent.resolution_compression_factor",
+            "decoder.num_blocks",
+            "decoder.concat_z_block_indices",
+            "encoder.vfm_name",
+            "encoder.family",
+            "encoder.scale_factor",
+        ),
+        _equivariance_scales_fit,
+    ),
     Relation(("training.total_kimg", "training.init_kimg"), _total_after_start),
     Relation(("decoder.conditional", "data.label_type"), _conditional_decoder_has_labels),
     Relation(("data.cls_to_text_path", "data.label_type"), _cls2text_needs_table),

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from common.config import Relation, StrictModel
+from common.config import StrictModel
 
 
 class DataConfig(StrictModel):
@@ -42,14 +42,3 @@ class DataConfig(StrictModel):
         if self.source != "webdataset":
             return None
         return "max_size" if self.max_size is not None else "xflip" if self.xflip else None
-
-
-# --- relations between keys (of a configuration that has this section under the name `data`) -----------------
-
-
-def _options_of_source(c) -> str | None:
-    option = c.data.unused_option()
-    return option and f"found {c.data.source}, but data.{option} works with folder and zip only; leave it out."
-
-
-DATA_RELATIONS = [Relation(("data.source", "data.max_size", "data.xflip"), _options_of_source)]

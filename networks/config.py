@@ -10,6 +10,8 @@ from common.config import Relation, StrictModel
 from common.errors import UserError
 from networks.encoders import FAMILIES, resolve_family, resolve_patch_size
 
+EQUIVARIANCE_SCALES = (0.25, 0.5, 0.75)  # factors below 1 that the equivariance regularisation draws from
+
 
 class EncoderConfig(StrictModel):
     """The frozen vision foundation model."""
@@ -116,6 +118,13 @@ class DecoderConfig(StrictModel):
         """C_k = min(channel_base / (256 R_k / S), channel_max) of each block."""
         relative = [int(r / (img_resolution / 256)) for r in self.block_resolutions(img_resolution)]
         return [min(self.channel_base // max(r, 1), self.channel_max) for r in relative]
+
+    def latent_multiple(self, img_resolution: int, latent_side: int) -> int:
+        """Both sides of a latent must be multiples of this: the largest factor by which a branch shrinks it."""
+        sides = self.block_resolutions(img_resolution)
+        return (
+            max((latent_side // (sides[k] // 2) for k in self.concat_z_block_indices if sides[k] >= 2), default=1) or 1
+        )
 
 
 class TokenizerConfig(StrictModel):
@@ -260,6 +269,11 @@ def _fused_width_fits_head(c, side: int) -> str | None:
             f"{unshuffle**2}) and the head {head}; attention projects only where one divides the other."
         )
     return None
+
+
+def geometry_problem(c, side: int) -> str | None:
+    """What is wrong with the encoder's family or the grids at an image side, or None."""
+    return _known_family(c) or _resolution_divides(c, side) or _encoder_grid(c, side)
 
 
 def tokenizer_relations(resolution_key: str, side) -> list[Relation]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from common.resize import resize_images
+from networks.config import EQUIVARIANCE_SCALES
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,6 @@ def draw_transform(rng: random.Random, p_latent: float = 0.5, p_input_scale: flo
         p_input_scale: probability of a smaller image in the input branch (`..._p_prior_scale`).
     """
     if rng.random() < p_latent:
-        return EquivarianceTransform(rng.choice([0.25, 0.5, 0.75, 1.0]), rng.choice([0, 1, 2, 3]))
-    scale = rng.choice([0.25, 0.5, 0.75]) if rng.random() < p_input_scale else 1.0
+        return EquivarianceTransform(rng.choice([*EQUIVARIANCE_SCALES, 1.0]), rng.choice([0, 1, 2, 3]))
+    scale = rng.choice(EQUIVARIANCE_SCALES) if rng.random() < p_input_scale else 1.0
     return EquivarianceTransform(scale, on_input=True)

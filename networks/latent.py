@@ -43,5 +43,5 @@ class DiagonalGaussian:
 
     def kl(self) -> Tensor:
         """KL(q || N(0, I)) of each sample, summed over the latent: 1/2 sum(mean^2 + exp(logvar) - 1 - logvar), [B]."""
-        terms = self.mean.square() + self.logvar.exp() - 1 - self.logvar
+        terms = self.mean.square() + (torch.expm1(self.logvar) - self.logvar)
         return 0.5 * terms.flatten(1).sum(1)

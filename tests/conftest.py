@@ -21,3 +21,19 @@ def one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory):
+    """Folder of a tiny random SigLIP."""
+    from tests.tiny import write_encoder
+
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "tiny-siglip2-patch8-32")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory):
+    """Folder of shards with made-up pictures."""
+    from tests.tiny import write_data
+
+    return write_data(tmp_path_factory.mktemp("shards"))

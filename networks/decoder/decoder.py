@@ -43,6 +43,7 @@ class Decoder(nn.Module):
         z_channels = config.latent.channels()
         expanded = z_channels * c.decompress_factor
         self.pooled_side = c.z_pooled_resolution
+        self.latent_multiple = c.latent_multiple(side, config.latent_side())
         self.resolutions = c.block_resolutions(side)
         self.expansion = Expansion(z_channels, c.decompress_factor, c.how_to_decompress, c.attnproj_post_quant_layers)
         self.mapping = MappingNetwork(expanded * self.pooled_side**2, c.z_dim_for_mapping_mlp_output)
@@ -81,15 +82,6 @@ class Decoder(nn.Module):
             )
             for k in range(c.num_blocks)
         )
-
-    @property
-    def latent_multiple(self) -> int:
-        """Both sides of a latent must be multiples of this: the largest factor by which a branch shrinks it."""
-        return max((b[0].downscale_factor for b in self.branches_that_shrink()), default=1)
-
-    def branches_that_shrink(self) -> list[nn.Sequential]:
-        """Branches that start with space to depth."""
-        return [b for b in self.latent_branches.values() if isinstance(b[0], nn.PixelUnshuffle)]
 
     def style(self, expanded: Tensor, truncation_psi: float = 1.0, update_average: bool = False) -> Tensor:
         """w [B, w_dim] from the expanded latent, pooled to a global code (channel-major)."""

@@ -51,6 +51,6 @@ class ModulatedConvNeXt(nn.Module):
             h = h + F.interpolate(noise, size=h.shape[-2:], mode="bilinear", align_corners=False)
         h = self.norm(h)
         h = modulated_conv1x1(h, self.expand_weight, self.affine(w), self.expand_bias)
-        # gamma * (W h + b) = (gamma W) h + gamma b: the product is taken on the weights, which are smaller than the map.
+        # gamma (W h + b) = (gamma W) h + gamma b: multiplied on the weights, which are smaller than the map.
         scale = self.gamma.flatten()
         return x + F.conv2d(F.gelu(h), self.project.weight * scale[:, None, None, None], self.project.bias * scale)

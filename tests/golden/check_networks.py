@@ -11,12 +11,10 @@ from torch import Tensor
 from losses.vf_alignment import vf_alignment_loss
 from networks.checkpoint import (
     CONVNEXT,
-    ENCODER_PREFIX,
     MAPPING,
     PROJECTION,
     SELF_ATTENTION,
     TO_RGB,
-    TOKENIZER,
     UPSAMPLER,
     Rows,
     to_own_name,
@@ -33,7 +31,7 @@ from networks.layers.attention_projection import AttentionProjection
 from networks.layers.convnext import ModulatedConvNeXt
 from networks.layers.resample import BlurUpsampler
 from networks.vfm_vae import VFMVAETokenizer
-from tests.golden.cases import Case, fill, filled_state, load_filled
+from tests.golden.cases import Case, filled_state, load_filled
 
 CONSTRUCTOR_DEFAULTS = {
     "resolution_compression_factor": 16,
@@ -300,6 +298,3 @@ def check_unit(case: Case) -> None:
     kind = longest_prefix(case.unit, UNITS)
     assert kind is not None, f"no test for the unit {case.unit!r}"
     UNITS[kind](case)
-
-
-__all__ = ["ENCODER_PREFIX", "TOKENIZER", "UNITS_TO_COME", "check_tiny", "check_unit", "fill", "longest_prefix"]

@@ -1,0 +1,113 @@
+"""What a computation costs: floating-point operations, seconds, memory, and the speed of the machine to compare with."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+
+
+def count_flops(call: Callable[[], Any]) -> int:
+    """Multiplications and additions of matrix products, convolutions and attention while `call` runs.
+
+    Works on the meta device. It is PyTorch's counter with two corrections: attention has a kernel of its own on the
+    CPU, which PyTorch leaves out, and in the backward pass of a grouped convolution PyTorch forgets the groups.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=_CORRECTIONS)
+    with counter:
+        call()
+    return counter.get_total_flops()
+
+
+def _convolution_backward_flops(
+    output_gradient: Sequence[int],
+    x: Sequence[int],
+    weight: Sequence[int],
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    wanted: Sequence[bool],
+    **other: Any,
+) -> int:
+    """As many as the forward pass for each of the gradients of input and weight. Arguments are shapes."""
+    positions = x if transposed else output_gradient
+    forward = 2 * positions[0] * math.prod(positions[2:]) * math.prod(weight)
+    return forward * (bool(wanted[0]) + bool(wanted[1]))
+
+
+_ATEN = torch.ops.aten
+_CORRECTIONS = {
+    _ATEN.convolution_backward: _convolution_backward_flops,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
+
+
+def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
+    """Wall time of one call, including what it leaves to the GPU."""
+    _synchronize(device)
+    start = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+class MatrixProduct:
+    """The yardstick of all speeds: an fp32 product of two square matrices.
+
+    Args:
+        side: of the matrices.
+        device: where they lie.
+    """
+
+    def __init__(self, side: int, device: torch.device):
+        self.side = side
+        self.flops = 2 * side**3
+        self.device = device
+        self._a, self._b = (torch.randn(side, side, device=device) for _ in range(2))
+        self._out = torch.empty(side, side, device=device)
+
+    def seconds(self) -> float:
+        """Wall time of one product."""
+        return seconds_of(lambda: torch.mm(self._a, self._b, out=self._out), self.device)
+
+
+def gemm_flops_per_second(device: torch.device, side: int = 1024, seconds: float = 0.3) -> float:
+    """Best speed of an fp32 matrix product within about `seconds`: enough for an estimate."""
+    product = MatrixProduct(side, device)
+    best, until = float("inf"), time.monotonic() + seconds
+    while time.monotonic() < until:
+        best = min(best, product.seconds())
+    return product.flops / best
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_gb` count from now on; on systems other than Linux the CPU's peak stays the process's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory in GB (10^9 bytes): allocated on the GPU, or resident of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

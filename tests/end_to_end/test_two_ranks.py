@@ -1,0 +1,101 @@
+"""Two gloo ranks compute what one rank with two micro-batches computes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny import tiny_values, write_config
+from tests.trainer.conftest import merged
+
+SCRIPT = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from configs.schema import load_config
+from common.distributed import initialise, finalise, rank, world_size
+from data.pipeline import TrainingData
+from trainer.systems.vfm_vae import VFMVAESystem
+from trainer.trainer import Trainer
+from safetensors.torch import save_file
+
+config = load_config(sys.argv[1]).config
+device = torch.device("cpu")
+initialise(device)
+accumulate = config.training.accumulate_gradients
+micro = config.training.batch_size // (world_size() * accumulate)
+data = TrainingData(config.data, 3, config.training.batch_size, micro, rank(), world_size(), accumulate)
+trainer = Trainer(config, VFMVAESystem(config, device), data, device)
+(phase,) = trainer.system.phases
+gradients = {}
+optimizer = trainer.optimizers["generator"]
+step = optimizer.step
+def recorded():
+    if not gradients:
+        gradients.update({n: p.grad.clone() for n, p in phase.parameters.items()})
+    step()
+optimizer.step = recorded
+trainer.run()
+if rank() == 0:
+    save_file(gradients, sys.argv[2])
+finalise()
+"""
+
+
+def launch(config: Path, output: Path, ranks: int) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    processes = []
+    for rank in range(ranks):
+        here = dict(environment)
+        if ranks > 1:
+            here |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+        command = [sys.executable, "-c", SCRIPT, str(config), str(output)]
+        processes.append(subprocess.Popen(command, env=here, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-3000:]
+
+
+def test_two_ranks_equal_one_rank_with_accumulation_two(tiny_encoder, tiny_data, tmp_path) -> None:
+    logs, gradients = [], []
+    for name, ranks, accumulate in (("one", 1, 2), ("two", 2, 1)):
+        changes = {
+            "training.accumulate_gradients": accumulate,
+            "training.total_kimg": 0.008,
+            "training.kimg_per_tick": 0.004,
+        }
+        values = merged(tiny_values(tiny_encoder, tiny_data, tmp_path / name), changes)
+        config = write_config(values, tmp_path / f"{name}.yaml")
+        launch(config, tmp_path / f"{name}.safetensors", ranks)
+        logs.append([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()])
+        gradients.append(load_file(tmp_path / f"{name}.safetensors"))
+
+    first_step = [log[0] for log in logs]
+    losses = [key for key in first_step[0] if key.startswith("loss/")]
+    assert "loss/total" in losses
+    assert "loss/vf" in losses
+    for key in losses:
+        one, two = (line[key] for line in first_step)
+        assert abs(one - two) <= 1e-6 * max(1, abs(one)), key
+    one, two = gradients
+    assert one.keys() == two.keys()
+    largest = max(g.abs().max().item() for g in one.values())
+    difference = max((one[name] - two[name]).abs().max().item() for name in one)
+    assert difference <= 1e-6 * largest
+    assert torch.tensor([g.abs().max() > 0 for g in one.values()]).float().mean() > 0.5

@@ -1,0 +1,103 @@
+"""A whole run in small: a random encoder on disk, shards of made-up pictures, and a configuration for both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from data.write_shards import NewSample, encode_image, write_shards
+
+SAMPLES = 20
+
+
+def write_encoder(folder: Path) -> Path:
+    """A SigLIP vision tower of 3 layers with random weights, as transformers saves it."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = SiglipVisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        )
+        SiglipVisionModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_data(folder: Path, samples: int = SAMPLES, shard_size: int = 7) -> Path:
+    """Shards of smooth random pictures of 80 x 72 pixels, class = number modulo 3."""
+
+    def pictures():
+        for number in range(samples):
+            rng = np.random.default_rng(number)
+            coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            pixels = np.kron(coarse, np.ones((20, 18, 1), dtype=np.uint8))
+            image, extension = encode_image(pixels, "png")
+            yield NewSample(f"picture_{number:03d}", image, extension, number % 3)
+
+    write_shards(pictures(), folder, shard_size=shard_size)
+    return folder
+
+
+def tiny_values(encoder: Path, data: Path, run_dir: Path) -> dict[str, Any]:
+    """A configuration of the published classes in small, with all switches of this version on."""
+    return {
+        "system": "vfm_vae",
+        "run": {"run_dir": str(run_dir), "random_seed": 3, "device": "cpu"},
+        "data": {"path": str(data), "resolution": 64, "workers": 0},
+        "encoder": {
+            "vfm_name": str(encoder),
+            "scale_factor": 2.0,
+            "patch_from_layers": [0, 2, -1],
+            "patch_in_dimensions": [32, 32, 32],
+        },
+        "latent": {
+            "patch_out_dimensions": [8, 8, 16],
+            "resolution_compression_factor": 8,
+            "z_dimension": 4,
+        },
+        "decoder": {
+            "z_dim_for_mapping_mlp_output": 16,
+            "num_blocks": 4,
+            "channel_base": 2048,
+            "channel_max": 32,
+            "num_res_blocks": 1,
+            "concat_z_block_indices": [0, 1, 2],
+            "concat_z_mapped_dims": [64, 16, 16],
+            "attn_block_indices": [0, 1],
+            "attn_depths": [1, 1],
+            "attn_heads": 4,
+            "legacy": True,
+        },
+        "equivariance": {"use_equivariance_regularization": True},
+        "losses": {
+            "l1_pixel": {"weight": 1.0},
+            "l2_pixel": {"weight": 0.5},
+            "multiscale_pixel": {"weights": {32: 0.1, 16: 0.1, 8: 0.1}},
+            "kl": {"weight": 1e-6},
+            "vf": {"weight": 1.0, "use_adaptive_vf_loss": True},
+        },
+        "optimizer": {"generator": {"lr": 1e-3}},
+        "training": {
+            "batch_size": 4,
+            "total_kimg": 0.024,
+            "kimg_per_tick": 0.008,
+            "ema_kimg": 0.01,
+        },
+        "checkpoint": {"network_snapshot_ticks": 1},
+        "logging": {"image_snapshot_ticks": None},
+    }
+
+
+def write_config(values: dict[str, Any], path: Path) -> Path:
+    """Write a configuration as YAML."""
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path

@@ -1,0 +1,96 @@
+"""Tiny runs in this process."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from common.config import Source
+from configs.schema import VFMVAEExperiment, check
+from data.pipeline import TrainingData
+from tests.tiny import tiny_values
+from trainer.systems.vfm_vae import VFMVAESystem
+from trainer.trainer import Trainer
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the values with dotted keys replaced."""
+    values = copy.deepcopy(values)
+    for key, value in changes.items():
+        *sections, leaf = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[leaf] = value
+    return values
+
+
+@pytest.fixture
+def make_config(tiny_encoder, tiny_data, tmp_path) -> Callable[..., VFMVAEExperiment]:
+    """The tiny configuration with changes by dotted key."""
+
+    def make(**changes: Any) -> VFMVAEExperiment:
+        values = merged(tiny_values(tiny_encoder, tiny_data, tmp_path / "run"), changes.get("changes", {}))
+        return check(Source("tiny.yaml", values), require_runnable=True).config
+
+    return make
+
+
+def build_trainer(config: VFMVAEExperiment) -> Trainer:
+    """A trainer on this process alone."""
+    device = torch.device("cpu")
+    accumulate = config.training.accumulate_gradients
+    data = TrainingData(
+        config.data,
+        config.run.random_seed,
+        config.training.batch_size,
+        config.training.batch_size // accumulate,
+        accumulate=accumulate,
+    )
+    return Trainer(config, VFMVAESystem(config, device), data, device)
+
+
+@pytest.fixture
+def trainer_of() -> Callable[[VFMVAEExperiment], Trainer]:
+    return build_trainer
+
+
+def run_until(trainer: Trainer, step: int | None = None) -> Trainer:
+    """Run to the end, or until a signal arrives during the given step."""
+    if step is not None:
+        train_step = trainer._train_step
+
+        def interrupted(batches):
+            stop = train_step(batches)
+            return stop or trainer.step == step
+
+        trainer._train_step = interrupted
+    trainer.run()
+    return trainer
+
+
+def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """All weights, averages and optimiser states by name."""
+    from trainer.optimizer import optimizer_tensors
+
+    state = {f"raw/{k}": v for k, v in trainer.system.networks["tokenizer"].state_dict().items()}
+    state |= {f"ema/{k}": v for k, v in trainer.system.averages["tokenizer"].state_dict().items()}
+    for phase in trainer.system.phases:
+        tensors = optimizer_tensors(trainer.optimizers[phase.name], phase.parameters)
+        state |= {f"optimizer/{k}": v for k, v in tensors.items()}
+    return {name: value.clone() for name, value in state.items()}
+
+
+@pytest.fixture(autouse=True)
+def keep_signal_handlers():
+    """A trainer takes over signals; give them back."""
+    import signal
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)

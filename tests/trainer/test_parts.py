@@ -1,0 +1,45 @@
+"""Single parts of the trainer."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from trainer.config import AdamConfig
+from trainer.metrics import JSONLLog, Means, read_log
+from trainer.optimizer import learning_rate
+
+
+def test_learning_rate_rises_then_follows_a_half_cosine() -> None:
+    config = AdamConfig(lr=1.0, warmup_kimg=0.1, cosine_decay=True)
+    assert learning_rate(config, 0, 1100) == pytest.approx(1 / 101)
+    assert learning_rate(config, 100, 1100) == pytest.approx(1.0)
+    assert learning_rate(config, 600, 1100) == pytest.approx(0.5)
+    assert learning_rate(config, 1100, 1100) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_learning_rate_is_constant_by_default() -> None:
+    assert {learning_rate(AdamConfig(lr=0.5), nimg, 1000) for nimg in (0, 500, 999)} == {0.5}
+
+
+def test_log_is_monotone_after_a_resume_and_drops_a_half_written_line(tmp_path) -> None:
+    path = tmp_path / "log.jsonl"
+    lines = [{"progress/nimg": n, "loss/total": 1.0 / n} for n in (4, 8, 12)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"progress/nimg": 16, "lo')
+    log = JSONLLog(path, resumed_nimg=8)
+    log.write({"progress/nimg": 12, "loss/total": 0.5})
+    assert [line["progress/nimg"] for line in read_log(path)] == [4, 8, 12]
+    assert read_log(path)[-1]["loss/total"] == 0.5
+
+
+def test_means_go_on_exactly_from_their_state() -> None:
+    whole, first, second = Means(), Means(), Means()
+    for value in (0.1, 0.2):
+        whole.add({"a": value})
+        first.add({"a": value})
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for means in (whole, second):
+        means.add({"a": 0.3, "b": 1.0})
+    assert whole.take() == second.take()
+    assert whole.take() == {}

@@ -1,0 +1,135 @@
+"""A run that was stopped and resumed equals one that never was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.checkpoint_folder import list_checkpoints
+from common.errors import CheckpointError
+from tests.trainer.conftest import build_trainer, run_until, state_of
+from trainer.metrics import read_log
+
+STEPS = 6  # 24 images in batches of 4; an epoch has 20, so the last step crosses its end
+NOT_COMPARED = ("timing/", "resources/")
+
+
+def comparable(run_dir: Path) -> list[dict]:
+    """Log lines without time, rate and memory."""
+    lines = read_log(run_dir / "log.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith(NOT_COMPARED)} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_encoder, tiny_data, tmp_path_factory):
+    """State and log of a run without interruption."""
+    from common.config import Source
+    from configs.schema import check
+    from tests.tiny import tiny_values
+
+    run_dir = tmp_path_factory.mktemp("unbroken")
+    config = check(Source("tiny.yaml", tiny_values(tiny_encoder, tiny_data, run_dir))).config
+    trainer = run_until(build_trainer(config))
+    return state_of(trainer), comparable(run_dir)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+def test_resuming_is_exact_to_the_last_bit(make_config, unbroken, stop_at: int) -> None:
+    config = make_config()
+    stopped = run_until(build_trainer(config), stop_at)
+    assert stopped.step == stop_at
+    resumed = run_until(build_trainer(config))
+    assert resumed.step == STEPS
+
+    expected_state, expected_log = unbroken
+    found = state_of(resumed)
+    assert found.keys() == expected_state.keys()
+    difference = max((found[name].double() - expected_state[name].double()).abs().max().item() for name in found)
+    assert difference == 0
+    assert comparable(Path(config.run.run_dir)) == expected_log
+
+
+def test_the_run_differs_with_its_seed(make_config, unbroken) -> None:
+    trainer = run_until(build_trainer(make_config(changes={"run.random_seed": 4})))
+    assert not torch.equal(
+        state_of(trainer)["raw/decoder.blocks.0.to_rgb.weight"], unbroken[0]["raw/decoder.blocks.0.to_rgb.weight"]
+    )
+
+
+def test_a_complete_run_is_left_alone(make_config, caplog) -> None:
+    config = make_config()
+    run_until(build_trainer(config))
+    before = {path: path.stat().st_mtime_ns for path in Path(config.run.run_dir).rglob("*.safetensors")}
+    with caplog.at_level("INFO"):
+        run_until(build_trainer(config))
+    assert "This run is complete: 24 images seen, 24 wanted." in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_longer_run_goes_on_from_a_complete_one(make_config) -> None:
+    run_until(build_trainer(make_config()))
+    longer = run_until(build_trainer(make_config(changes={"training.total_kimg": 0.032})))
+    assert longer.nimg == 32
+
+
+def test_another_configuration_is_refused_with_its_keys(make_config) -> None:
+    run_until(build_trainer(make_config()), 2)
+    other = make_config(changes={"optimizer.generator.lr": 2e-3, "losses.kl.weight": 1e-5, "data.workers": 1})
+    with pytest.raises(CheckpointError) as error:
+        run_until(build_trainer(other))
+    text = str(error.value)
+    assert "optimizer.generator.lr: 0.001 in the checkpoint, 0.002 now" in text
+    assert "losses.kl.weight: 1e-06 in the checkpoint, 1e-05 now" in text
+    assert "data.workers" not in text
+
+
+def test_damaged_checkpoint_is_passed_over_for_the_one_before_it(make_config, unbroken, caplog) -> None:
+    config = make_config()
+    run_until(build_trainer(config), 5)
+    *_, before, newest = list_checkpoints(config.run.run_dir)
+    weights = newest / "model_raw.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    resumed = build_trainer(config)
+    run_until(resumed)
+    assert f"{weights}: damaged" in caplog.text
+    assert "Falling back to the checkpoint before it." in caplog.text
+    assert before.exists()
+    state = state_of(resumed)
+    assert all(torch.equal(state[name], expected) for name, expected in unbroken[0].items())
+
+
+def test_rotation_keeps_the_newest_and_every_nth(make_config) -> None:
+    changes = {
+        "training.kimg_per_tick": 0.004,
+        "checkpoint.keep_last": 2,
+        "checkpoint.keep_every": 3,
+    }
+    config = make_config(changes=changes)
+    run_until(build_trainer(config))
+    ordinals = [
+        json.loads((folder / "manifest.json").read_text())["ordinal"] for folder in list_checkpoints(config.run.run_dir)
+    ]
+    assert ordinals == [3, 4, 5]
+
+
+def test_a_new_run_starts_from_old_weights(make_config, tmp_path) -> None:
+    first = run_until(build_trainer(make_config()))
+    config = make_config(
+        changes={
+            "run.run_dir": str(tmp_path / "second"),
+            "training.init_from": first.config.run.run_dir,
+            "training.init_kimg": 0.024,
+            "training.total_kimg": 0.028,
+        }
+    )
+    second = build_trainer(config)
+    second._start()
+    assert second.nimg == 24
+    for kind in ("raw", "ema"):
+        name = f"{kind}/decoder.blocks.0.to_rgb.weight"
+        assert torch.equal(state_of(second)[name], state_of(first)[name])
