@@ -1,4 +1,4 @@
-"""What a computation costs: floating-point operations, seconds, memory, and the speed of the machine to compare with."""
+"""What a computation costs: floating-point operations, seconds, memory; and the machine's speed to compare with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
 def count_flops(call: Callable[[], Any]) -> int:
@@ -46,11 +46,26 @@ def _convolution_backward_flops(
     return forward * (bool(wanted[0]) + bool(wanted[1]))
 
 
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *other: Any, **named: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward_flops(
+    output_gradient: Sequence[int],
+    query: Sequence[int],
+    key: Sequence[int],
+    value: Sequence[int],
+    *other: Any,
+    **named: Any,
+) -> int:
+    return sdpa_backward_flop_count(output_gradient, query, key, value)
+
+
 _ATEN = torch.ops.aten
 _CORRECTIONS = {
     _ATEN.convolution_backward: _convolution_backward_flops,
-    _ATEN._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
 
 

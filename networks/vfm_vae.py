@@ -14,7 +14,7 @@ from networks.config import TokenizerConfig
 from networks.decoder.decoder import Decoder
 from networks.encoders.base import VisionEncoder
 from networks.equivariance import IDENTITY, EquivarianceTransform
-from networks.interfaces import Decoded, Latent, TokenizerOutput
+from networks.interfaces import Decoded, Features, Latent, TokenizerOutput
 from networks.latent import DiagonalGaussian
 
 
@@ -62,7 +62,10 @@ class VFMVAETokenizer(nn.Module):
             transform: its input branch makes the encoder see a smaller image.
         """
         assert self.encoder is not None, "this tokenizer was built without its encoder"
-        features = self.encoder(images, transform.input_scale)
+        return self.fuse(self.encoder(images, transform.input_scale), generator, noise)
+
+    def fuse(self, features: Features, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Latent:
+        """The encoder side behind the frozen encoder: features -> posterior and a sample z of it."""
         posterior = DiagonalGaussian(self.compression(features).float())
         z = posterior.sample(generator, noise)
         projected = self.alignment(z) if self.config.alignment_head else None

@@ -6,20 +6,18 @@ out of reach; what only these files tell is then `unknown`.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
 
-from common.registry import import_object
-from networks.encoders import FAMILIES
+from common.distributed import pick_device
+from evaluation.cost import count_flops, gemm_flops_per_second
 from networks.encoders.base import VisionEncoder
+from networks.encoders.loading import empty_encoder
 from networks.interfaces import Features
-from networks.latent import DiagonalGaussian
 from networks.vfm_vae import VFMVAETokenizer
 from trainer.freeze import select_trainable
 
@@ -46,7 +44,7 @@ class Cost:
 def describe(config: VFMVAEExperiment, ranks: int) -> str:
     """Shapes, parameters, and estimates of memory and time per kimg, as a text."""
     with torch.device("meta"):
-        encoder = meta_encoder(config)
+        encoder = empty_encoder(config.encoder)
         model = VFMVAETokenizer(config.tokenizer(), encoder)
     selection = select_trainable(model, config.training)
     encoder_count = None if encoder is None else sum(p.numel() for p in encoder.parameters())
@@ -60,7 +58,7 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
     )
     memory += cost.saved_bytes + 4 * (encoder_count or 0)
     flops_per_kimg = (3 * cost.flops + (encoder_cost or 0)) / micro_batch * 1000
-    peak = gemm_flops_per_second()
+    peak = gemm_flops_per_second(pick_device(config.run.device))
     at_least = "" if encoder_cost is not None else " (without the encoder, whose size is unknown)"
     c = config
     rows = [
@@ -92,22 +90,9 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def meta_encoder(config: VFMVAEExperiment) -> VisionEncoder | None:
-    """The encoder without weights, or None where its files cannot be reached."""
-    encoder_class: type[VisionEncoder] = import_object(FAMILIES[config.encoder.resolved_family()].target)
-    backbone = encoder_class.empty_backbone(config.encoder.vfm_name)
-    if backbone is None:
-        return None
-    return encoder_class(backbone, config.encoder.patch_from_layers, config.encoder.scale_factor)
-
-
 def trainable_cost(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) -> Cost:
     """Forward cost of everything but the encoder on one micro-batch."""
-    c = config.encoder
-    token_side = int(config.data.resolution * c.scale_factor // c.patch_size())
-    with torch.device("meta"):
-        levels = [torch.empty(batch, token_side**2, width) for width in c.patch_in_dimensions]
-    features = Features(levels, [(token_side, token_side)] * len(levels))
+    features = made_up_features(config, batch, torch.device("meta"))
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -117,34 +102,24 @@ def trainable_cost(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int)
         return tensor
 
     held: list[Tensor] = []  # keeps ids unique while counting
-    counter = FlopCounterMode(display=False)
-    with counter, saved_tensors_hooks(keep, lambda tensor: tensor):
-        posterior = DiagonalGaussian(model.compression(features))
-        z = posterior.mean + posterior.std
-        if config.tokenizer().alignment_head:
-            model.alignment(z)
-        model.decode(z)
-    return Cost(counter.get_total_flops(), sum(saved.values()))
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        flops = count_flops(lambda: model.decode(model.fuse(features).z))
+    return Cost(flops, sum(saved.values()))
+
+
+def made_up_features(config: VFMVAEExperiment, batch: int, device: torch.device) -> Features:
+    """Random features of the shapes that the configured encoder gives."""
+    c = config.encoder
+    side = int(config.data.resolution * c.scale_factor // c.patch_size())
+    levels = [torch.randn(batch, side**2, width, device=device) for width in c.patch_in_dimensions]
+    return Features(levels, [(side, side)] * len(levels))
 
 
 def encoder_flops(encoder: VisionEncoder, config: VFMVAEExperiment, batch: int) -> int:
     """Forward cost of the encoder on one micro-batch."""
-    counter = FlopCounterMode(display=False)
-    with counter:
-        encoder.to("meta")(torch.empty(batch, 3, config.data.resolution, config.data.resolution, device="meta"))
-    return counter.get_total_flops()
-
-
-def gemm_flops_per_second(side: int = 1024, seconds: float = 0.3) -> float:
-    """Best speed of an fp32 matrix product on this machine's device: the yardstick of all time estimates."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    a = torch.randn(side, side, device=device)
-    best, until = float("inf"), time.monotonic() + seconds
-    while time.monotonic() < until:
-        start = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
+    side = config.data.resolution
+    images = torch.empty(batch, 3, side, side, device="meta")
+    return count_flops(lambda: encoder.to("meta")(images))
 
 
 def _parameters(module: nn.Module) -> int:

@@ -10,6 +10,7 @@ import torch
 from common.distributed import finalise, initialise, pick_device, rank, world_size
 from common.registry import import_object
 from data.pipeline import TrainingData
+from trainer.config import TrainingConfig
 from trainer.signals import STOPPED_EXIT_CODE
 from trainer.systems import SYSTEMS
 from trainer.trainer import Trainer
@@ -27,7 +28,7 @@ def launch(config: VFMVAEExperiment) -> int:
     initialise(device)
     try:
         _start_logging()
-        _set_up_numerics(config)
+        set_up_numerics(config.training)
         data = TrainingData(
             config.data,
             seed=config.run.random_seed,
@@ -55,7 +56,8 @@ def _start_logging() -> None:
     )
 
 
-def _set_up_numerics(config: VFMVAEExperiment) -> None:
-    torch.backends.cudnn.benchmark = config.training.cudnn_benchmark
+def set_up_numerics(config: TrainingConfig) -> None:
+    """Kernels as the configuration wants them; products in fp32 are never rounded to TF32."""
+    torch.backends.cudnn.benchmark = config.cudnn_benchmark
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from common.checkpoint_folder import remove_partial_checkpoints
 from common.distributed import all_reduce, barrier, broadcast_object, rank
 from common.files import write_text_atomically
 from data.pipeline import Batch, TrainingData
+from evaluation.cost import peak_memory_gb
 from trainer import checkpointing
 from trainer.backends import WandbBackend
 from trainer.ema import ema_beta, update_ema
@@ -74,6 +74,7 @@ class Trainer:
         self.train_seconds = 0.0
         self.checkpoints_written = 0
         self.save_failures = 0
+        self._start_clocks()
 
     # --- a run ---------------------------------------------------------------------------------------------------
 
@@ -89,12 +90,10 @@ class Trainer:
             return True
         batches = self.data.micro_batches(self.step)
         bar = self._progress_bar()
-        self._tick_clock = self._clock = time.monotonic()
-        self._tick_clock_nimg = self.nimg
-        self._data_seconds = 0.0
+        self._start_clocks()
         try:
             while self.nimg < self.total_nimg:
-                stop = self._train_step(batches)
+                stop = self.train_step(batches)
                 bar.update(self.training.batch_size)
                 done = self.nimg >= self.total_nimg
                 if self._tick_is_over() or done:
@@ -131,9 +130,14 @@ class Trainer:
         log.info("%s", self.data.describe())
         barrier()
 
+    def _start_clocks(self) -> None:
+        self._tick_clock = self._clock = time.monotonic()
+        self._tick_clock_nimg = self.nimg
+        self._data_seconds = 0.0
+
     # --- a step --------------------------------------------------------------------------------------------------
 
-    def _train_step(self, batches: Iterator[Batch]) -> bool:
+    def train_step(self, batches: Iterator[Batch]) -> bool:
         """All phases on one global batch, then the EMA. Returns whether any rank was asked to stop."""
         waiting = time.monotonic()
         micro_batches = [next(batches) for _ in range(self.training.accumulate_gradients)]
@@ -232,7 +236,7 @@ class Trainer:
             "timing/data_wait_share": self._data_seconds / seconds,
             "timing/train_seconds": self.train_seconds,
             "timing/timestamp": time.time(),
-            "resources/peak_memory_gb": _peak_memory_gb(self.device),
+            "resources/peak_memory_gb": peak_memory_gb(self.device),
         }
         line |= {f"data/skipped/{kind}": count for kind, count in skips.by_kind().items()}
         return line
@@ -305,10 +309,3 @@ def _gradients_stay_local(phase: Phase, unless: bool) -> contextlib.AbstractCont
     if unless or not isinstance(phase.module, DistributedDataParallel):
         return contextlib.nullcontext()
     return phase.module.no_sync()
-
-
-def _peak_memory_gb(device: torch.device) -> float:
-    """Peak memory in GB (10^9 bytes): of the GPU, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -28,6 +28,16 @@ def load_encoder(config: EncoderConfig) -> VisionEncoder:
     return encoder
 
 
+def empty_encoder(config: EncoderConfig) -> VisionEncoder | None:
+    """The encoder without its pretrained weights: on the meta device to count, elsewhere with random ones.
+
+    Returns: None where its files, which tell its size, are out of reach.
+    """
+    encoder_class: type[VisionEncoder] = import_object(FAMILIES[config.resolved_family()].target)
+    backbone = encoder_class.empty_backbone(config.vfm_name)
+    return None if backbone is None else encoder_class(backbone, config.patch_from_layers, config.scale_factor)
+
+
 def encoder_fingerprint(encoder: VisionEncoder) -> str:
     """SHA-256 over the names and values of an encoder's weights: what a checkpoint refers to instead of a copy."""
     digest = hashlib.sha256()

@@ -62,13 +62,13 @@ def trainer_of() -> Callable[[VFMVAEExperiment], Trainer]:
 def run_until(trainer: Trainer, step: int | None = None) -> Trainer:
     """Run to the end, or until a signal arrives during the given step."""
     if step is not None:
-        train_step = trainer._train_step
+        train_step = trainer.train_step
 
         def interrupted(batches):
             stop = train_step(batches)
             return stop or trainer.step == step
 
-        trainer._train_step = interrupted
+        trainer.train_step = interrupted
     trainer.run()
     return trainer
 

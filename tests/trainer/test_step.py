@@ -125,7 +125,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_rank_and_term(make_
     system.backward = with_nan
     before = state_of(trainer)
     trainer._data_seconds = trainer._clock = 0.0
-    trainer._train_step(trainer.data.micro_batches(0))
+    trainer.train_step(trainer.data.micro_batches(0))
     after = state_of(trainer)
     unchanged = {name for name in before if "x_avg" not in name}
     assert all(torch.equal(before[name], after[name]) for name in unchanged)

@@ -37,15 +37,16 @@ class VFMVAESystem:
     Args:
         config: the run's configuration.
         device: where the networks live.
+        encoder: the frozen encoder; None: the one that the configuration names.
 
     Raises: UserError if the encoder or the weights of a loss cannot be loaded.
     """
 
-    def __init__(self, config: VFMVAEExperiment, device: torch.device):
+    def __init__(self, config: VFMVAEExperiment, device: torch.device, encoder: nn.Module | None = None):
         self.config = config
         self.device = device
         self.interpolation = config.encoder.interpolation()
-        encoder = load_encoder(config.encoder)
+        encoder = load_encoder(config.encoder) if encoder is None else encoder
         self.encoder_sha256 = encoder_fingerprint(encoder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_seed(config.run.random_seed, "initial weights"))
