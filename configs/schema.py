@@ -357,6 +357,12 @@ class LoadedConfig:
         problems = self.missing + self.unavailable
         return report(self.source, problems) if problems else ""
 
+    def require_networks(self) -> None:
+        """Refuse what changes the shape of the tokenizer and is not built yet. Raises ConfigError that lists it."""
+        shape = [p for p in self.unavailable if p.key.startswith(("encoder.", "latent.", "decoder."))]
+        if shape:
+            raise ConfigError(report(self.source, shape))
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), require_runnable: bool = False) -> LoadedConfig:
     """Read, translate if it is a reference file, override and check a configuration.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+from torch import nn
+
 from common.errors import UserError
 from common.registry import import_object
 from networks.config import EncoderConfig
@@ -18,6 +20,22 @@ def load_encoder(config: EncoderConfig) -> VisionEncoder:
     """
     encoder_class: type[VisionEncoder] = import_object(FAMILIES[config.resolved_family()].target)
     backbone = encoder_class.load_backbone(config.vfm_name, config.revision)
+    return _with_layers(encoder_class, backbone, config)
+
+
+def empty_encoder(config: EncoderConfig) -> VisionEncoder | None:
+    """The encoder without its pretrained weights: on the meta device to count, elsewhere with random ones.
+
+    Returns: None where its files, which tell its size, are out of reach.
+    Raises: UserError if its layers are not as wide as the configuration says.
+    """
+    encoder_class: type[VisionEncoder] = import_object(FAMILIES[config.resolved_family()].target)
+    backbone = encoder_class.empty_backbone(config.vfm_name)
+    return None if backbone is None else _with_layers(encoder_class, backbone, config)
+
+
+def _with_layers(encoder_class: type[VisionEncoder], backbone: nn.Module, config: EncoderConfig) -> VisionEncoder:
+    """The backbone as an encoder that hands out the configured layers."""
     encoder = encoder_class(backbone, config.patch_from_layers, config.scale_factor)
     widths = [encoder.layer_channels(layer) for layer in config.patch_from_layers]
     if widths != config.patch_in_dimensions:
@@ -26,16 +44,6 @@ def load_encoder(config: EncoderConfig) -> VisionEncoder:
             f"of {config.vfm_name!r} have {widths} channels; put these numbers there."
         )
     return encoder
-
-
-def empty_encoder(config: EncoderConfig) -> VisionEncoder | None:
-    """The encoder without its pretrained weights: on the meta device to count, elsewhere with random ones.
-
-    Returns: None where its files, which tell its size, are out of reach.
-    """
-    encoder_class: type[VisionEncoder] = import_object(FAMILIES[config.resolved_family()].target)
-    backbone = encoder_class.empty_backbone(config.vfm_name)
-    return None if backbone is None else encoder_class(backbone, config.patch_from_layers, config.scale_factor)
 
 
 def encoder_fingerprint(encoder: VisionEncoder) -> str:

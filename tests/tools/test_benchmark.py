@@ -1,0 +1,183 @@
+"""The benchmark: what it reports, what it counts, and that nothing is left out in silence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from common.errors import ConfigError, UserError
+from configs.schema import VFMVAEExperiment, load_config
+from evaluation.cost import count_flops
+from tests.tiny import tiny_values, write_config
+from trainer.benchmark import as_record, as_table, measure
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+PARTS = ["encoder", "adapter", "encode", "decode", "step"]
+
+
+@pytest.fixture
+def values(tiny_encoder: Path, tmp_path: Path) -> dict:
+    return tiny_values(tiny_encoder, tmp_path / "no data", tmp_path / "run")
+
+
+def load(values: dict, tmp_path: Path, *overrides: str) -> VFMVAEExperiment:
+    return load_config(write_config(values, tmp_path / "config.yaml"), overrides).config
+
+
+def run(values: dict, tmp_path: Path, *overrides: str, batch_size: int = 2) -> dict:
+    config = load(values, tmp_path, *overrides)
+    return as_record(measure(config, CPU, batch_size, repeats=1, gemm_side=128), config, CPU)
+
+
+def gflop(record: dict) -> dict[str, float]:
+    return {name: part["gflop"] for name, part in record["parts"].items() if part is not None}
+
+
+def test_the_command_prints_one_json_object(values, tmp_path):
+    config = write_config(values, tmp_path / "config.yaml")
+    command = [sys.executable, "tools/benchmark.py", "--config", str(config), "--json", "--gemm-side", "128"]
+    command += ["--batch-size", "3", "--repeats", "2", "--threads", "1", "--device", "cpu"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert set(record) == {
+        "config_sha256",
+        "encoder_weights",
+        "gemm",
+        "left_out",
+        "machine",
+        "parts",
+        "setting",
+        "versions",
+    }
+    assert list(record["parts"]) == PARTS
+    assert record["machine"]["threads"] == 1
+    assert record["setting"]["batch_size"] == 3
+    assert record["encoder_weights"] == "pretrained"
+    assert record["gemm"]["side"] == 128 and record["gemm"]["runs"] == 5
+    assert torch.__version__.startswith(record["versions"]["torch"])
+    speed = record["gemm"]["gflop_per_second"]
+    for part in record["parts"].values():
+        assert len(part["runs"]) == 2
+        assert part["seconds"] == pytest.approx(sum(part["runs"]) / 2)
+        assert part["cost"] == pytest.approx(part["seconds"] * speed)
+        assert part["gemm_share"] == pytest.approx(part["gflop"] / part["cost"])
+        assert 0 < part["peak_memory_gb"] < 100
+
+
+def test_flops_add_up_and_repeat(values, tmp_path):
+    first, second = (run(values, tmp_path) for _ in range(2))
+    counts = gflop(first)
+    assert gflop(second) == counts
+    assert first["config_sha256"] == second["config_sha256"]
+    assert min(counts.values()) > 0
+    assert counts["encode"] == pytest.approx(counts["encoder"] + counts["adapter"], rel=1e-12)
+    forward = counts["encode"] + counts["decode"]
+    trained = counts["adapter"] + counts["decode"]
+    assert forward + trained < counts["step"] < forward + 3 * trained
+
+
+def test_flops_grow_with_the_batch_and_not_with_the_precision(values, tmp_path):
+    one, two, bf16 = (
+        gflop(run(values, tmp_path, *overrides, batch_size=batch))
+        for batch, overrides in ((1, ()), (2, ()), (2, ("training.precision=bf16",)))
+    )
+    assert two["encode"] == pytest.approx(2 * one["encode"])
+    assert two["decode"] == pytest.approx(2 * one["decode"], rel=0.02)  # styles are mapped once
+    assert bf16 == pytest.approx(two)
+
+
+def test_what_is_not_built_or_absent_is_left_out_by_name(values, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    values["losses"] |= {"perceptual": {"weight": 10.0}, "stylegan_t": {"weight": 1.0}}
+    values["discriminator"] = {"use_stylegan_t_discriminator": True}
+    values["training"]["precision"] = "fp16"
+    record = run(values, tmp_path)
+    assert set(record["left_out"]) == {
+        "data",
+        "losses.perceptual",
+        "losses.stylegan_t",
+        "discriminator",
+        "equivariance",
+        "fp16",
+    }
+    assert "vgg16-397923af.pth" in record["left_out"]["losses.perceptual"]
+    assert record["left_out"]["losses.stylegan_t"] == "not built yet"
+    assert record["setting"]["losses"] == ["l1_pixel", "l2_pixel", "multiscale_pixel", "kl", "vf"]
+    assert record["setting"]["precision"] == "fp32"
+    table = as_table(record)
+    assert all(f"  {name}: {reason}" in table for name, reason in record["left_out"].items())
+
+
+def test_an_encoder_without_weights_is_random_and_costs_the_same(values, tmp_path):
+    counts = gflop(run(values, tmp_path))
+    folder = tmp_path / "siglip2-config-only"
+    folder.mkdir()
+    shutil.copy(Path(values["encoder"]["vfm_name"]) / "config.json", folder)
+    values["encoder"]["vfm_name"] = str(folder)
+    record = run(values, tmp_path)
+    assert record["encoder_weights"] == "random"
+    assert "encoder weights" in record["left_out"]
+    assert gflop(record) == counts
+
+
+def test_an_encoder_out_of_reach_is_unknown_and_the_rest_is_measured(values, tmp_path):
+    counts = gflop(run(values, tmp_path))
+    values["encoder"]["vfm_name"] = str(tmp_path / "siglip2-patch8-not-here")
+    record = run(values, tmp_path)
+    assert record["encoder_weights"] == "unknown"
+    assert record["parts"]["encoder"] is None and record["parts"]["encode"] is None
+    assert gflop(record)["decode"] == counts["decode"]
+    assert gflop(record)["step"] == pytest.approx(counts["step"] - counts["encoder"])
+    assert "unknown" in as_table(record)
+
+
+def test_a_step_without_computable_losses_is_left_out(values, tmp_path):
+    values["losses"] = {"ssim": {"weight": 1.0}}
+    record = run(values, tmp_path)
+    assert record["parts"]["step"] is None
+    assert record["left_out"]["step"] == "none of its losses can be computed here"
+    assert gflop(record)["decode"] > 0
+
+
+def test_wrong_layer_widths_are_an_error_and_no_reason_for_random_weights(values, tmp_path):
+    values["encoder"]["patch_in_dimensions"] = [32, 64, 32]
+    with pytest.raises(UserError, match=r"patch_in_dimensions: found \[32, 64, 32\], but .* \[32, 32, 32\]"):
+        run(values, tmp_path)
+
+
+def test_a_batch_that_cannot_fit_is_refused_before_it_is_tried(values, tmp_path):
+    with pytest.raises(UserError, match=r"batch size 100000000: .* GB of memory; use a smaller --batch-size"):
+        run(values, tmp_path, batch_size=100_000_000)
+
+
+def test_a_network_that_is_not_built_is_refused(values, tmp_path):
+    values["decoder"]["use_cross_attn"] = True
+    loaded = load_config(write_config(values, tmp_path / "config.yaml"))
+    with pytest.raises(ConfigError, match=r"decoder.use_cross_attn: .* cross-attention is not built yet"):
+        loaded.require_networks()
+
+
+def test_attention_and_grouped_convolutions_are_counted_in_both_directions():
+    x = torch.randn(2, 8, 16, 16, requires_grad=True)
+    for convolution, weights in (
+        (nn.Conv2d(8, 12, 3, padding=1), 8 * 12 * 9),
+        (nn.Conv2d(8, 8, 7, padding=3, groups=8), 8 * 49),
+        (nn.ConvTranspose2d(8, 12, 2, stride=2), 8 * 12 * 4),
+    ):
+        forward = 2 * 2 * 16 * 16 * weights
+        assert count_flops(lambda c=convolution: c(x)) == forward
+        assert count_flops(lambda c=convolution: c(x).sum().backward()) == 3 * forward
+    q, k, v = (torch.randn(1, 2, n, 16, requires_grad=True) for n in (64, 65, 65))
+    attention = nn.functional.scaled_dot_product_attention
+    forward = 2 * 2 * 2 * 64 * 65 * 16  # two products, two heads
+    assert count_flops(lambda: attention(q, k, v)) == forward
+    assert count_flops(lambda: attention(q, k, v).sum().backward()) >= 3 * forward
