@@ -21,7 +21,8 @@ from common.checkpoint_folder import find_checkpoint
 from common.config import Source, build
 from common.errors import CheckpointError
 from networks.config import TOKENIZER_RELATIONS, TokenizerConfig
-from networks.encoders.loading import load_encoder
+from networks.encoders.base import VisionEncoder
+from networks.encoders.loading import encoder_fingerprint, load_encoder
 from networks.vfm_vae import VFMVAETokenizer
 
 log = logging.getLogger(__name__)
@@ -181,13 +182,34 @@ def load_tokenizer(
 
     Raises: CheckpointError if the file is missing, damaged or does not fit; UserError if the encoder cannot be loaded.
     """
+    encoder_sha256 = None
     if Path(path).is_dir():
         path = find_checkpoint(path, log.warning)
         config = config or read_model_config(path)
+        encoder_sha256 = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["encoder"]["sha256"]
     state = read_weights(path, weights)
     if config is None:
         raise CheckpointError(f"{path}: a reference checkpoint carries no configuration; give one (--use-config).")
-    return build_tokenizer(config, state, str(path)).to(device)
+    model = build_tokenizer(config, state, str(path))
+    if encoder_sha256 is not None:
+        require_same_encoder(model.encoder, encoder_sha256, str(path))
+    return model.to(device)
+
+
+def require_same_encoder(encoder: VisionEncoder, sha256: str, where: str) -> None:
+    """Refuse an encoder with other weights than the one that a checkpoint was trained on.
+
+    Args:
+        sha256: the fingerprint that the checkpoint recorded.
+
+    Raises: CheckpointError if it is another.
+    """
+    found = encoder_fingerprint(encoder)
+    if found != sha256:
+        raise CheckpointError(
+            f"{where}: was trained on an encoder with the fingerprint {sha256[:12]}..., but the one that "
+            f"encoder.vfm_name gives now has {found[:12]}...; point vfm_name to the same weights."
+        )
 
 
 def read_weights(path: str | Path, weights: Literal["ema", "raw"] = "ema") -> dict[str, Tensor]:

@@ -293,7 +293,9 @@ def tokenizer_relations(resolution_key: str, side) -> list[Relation]:
     )
 
     def grid_problem(c) -> str | None:
-        return None if _known_family(c) else _encoder_grid(c, side(c))
+        if _known_family(c) or side(c) % c.latent.resolution_compression_factor:
+            return None  # reported by their own relations
+        return _encoder_grid(c, side(c))
 
     return [
         Relation(("encoder.vfm_name", "encoder.family"), _known_family),
@@ -314,7 +316,7 @@ def tokenizer_relations(resolution_key: str, side) -> list[Relation]:
         Relation(grid, grid_problem),
         Relation(
             ("latent.patch_out_dimensions", "latent.z_dimension", "latent.how_to_compress", *grid),
-            lambda c: None if _known_family(c) or grid_problem(c) else _fused_width_fits_head(c, side(c)),
+            lambda c: None if geometry_problem(c, side(c)) else _fused_width_fits_head(c, side(c)),
         ),
         Relation(
             ("decoder.channel_base", "decoder.channel_max", "decoder.attn_heads", *geometry),

@@ -99,5 +99,5 @@ def tiny_values(encoder: Path, data: Path, run_dir: Path) -> dict[str, Any]:
 
 def write_config(values: dict[str, Any], path: Path) -> Path:
     """Write a configuration as YAML."""
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return path

@@ -99,6 +99,7 @@ def load(
     """
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     require_same_run(folder, manifest["config"], config)
+    system.require_same_frozen_parts(manifest, str(folder))
     for name, network in system.networks.items():
         _load_exactly(network, folder / model_file(name, average=False))
     for name, network in system.averages.items():

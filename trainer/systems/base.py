@@ -74,6 +74,10 @@ class System(Protocol):
         """What a manifest records besides: the identity of frozen parts."""
         ...
 
+    def require_same_frozen_parts(self, manifest: Mapping[str, Any], where: str) -> None:
+        """Raise CheckpointError if the facts of a manifest tell of other frozen parts than this run has."""
+        ...
+
     def frozen_tensors(self) -> dict[str, Tensor]:
         """Weights of frozen parts, for checkpoints that include them."""
         ...

@@ -17,7 +17,7 @@ from common.value_range import signed_to_unit, uint8_to_unit, unit_to_signed, un
 from losses.adaptive_weight import adaptive_weight
 from losses.interfaces import LossInputs
 from losses.objective import Objective, Value, total
-from networks.checkpoint import load_weights, read_weights
+from networks.checkpoint import load_weights, read_weights, require_same_encoder
 from networks.compression import tokens_to_map
 from networks.encoders.loading import encoder_fingerprint, load_encoder
 from networks.equivariance import IDENTITY, EquivarianceTransform, draw_transform
@@ -167,6 +167,9 @@ class VFMVAESystem:
                 "sha256": self.encoder_sha256,
             }
         }
+
+    def require_same_frozen_parts(self, manifest: Mapping[str, Any], where: str) -> None:
+        require_same_encoder(self.tokenizer.encoder, manifest["encoder"]["sha256"], where)
 
     def frozen_tensors(self) -> dict[str, Tensor]:
         return {f"encoder.{name}": value for name, value in self.tokenizer.encoder.state_dict().items()}

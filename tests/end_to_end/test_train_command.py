@@ -1,0 +1,135 @@
+"""`train.py` as a user runs it: looking, wrong input, stopping, going on."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.tiny import tiny_values, write_config
+from tests.trainer.conftest import merged
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+
+
+def train(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "train.py", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, **options)
+
+
+@pytest.fixture
+def tiny_config_file(tiny_encoder, tiny_data, tmp_path):
+    def write(**changes) -> Path:
+        values = merged(tiny_values(tiny_encoder, tiny_data, tmp_path / "run"), changes.get("changes", {}))
+        return write_config(values, tmp_path / "tiny.yaml")
+
+    return write
+
+
+def test_dry_run_counts_the_published_model_without_its_encoder() -> None:
+    from configs.schema import load_config
+    from trainer.dry_run import describe
+
+    stage = "configs/vfm_vae_f16d32_siglip2_stage_0_strong_alignment.yaml"
+    text = describe(load_config(stage, ["decoder.legacy=true", "training.batch_size=8"]).config, ranks=8)
+    lines = dict(line.split(None, 1) if "  " not in line else line.split("  ", 1) for line in text.splitlines())
+    assert "139,770,680 (139.77 M)" in lines["trainable parameters"]
+    assert lines["frozen encoder"].strip() == "unknown"
+    assert "16 x 16 x 32" in lines["latent"]
+    assert "micro-batches of 1 on 8 ranks" in lines["images"]
+
+
+def test_dry_run_counts_an_encoder_whose_files_are_here(make_tiny_config) -> None:
+    from trainer.dry_run import describe
+
+    text = describe(make_tiny_config, ranks=1)
+    assert "unknown" not in text
+    assert "time per kimg" in text
+
+
+@pytest.fixture
+def make_tiny_config(tiny_encoder, tiny_data, tmp_path):
+    from common.config import Source
+    from configs.schema import check
+
+    return check(Source("tiny.yaml", tiny_values(tiny_encoder, tiny_data, tmp_path / "run"))).config
+
+
+def test_all_mistakes_are_reported_at_once_within_two_cpu_seconds(tiny_config_file) -> None:
+    changes = {
+        "training.bach_size": 4,
+        "training.ema_kimg": "long",
+        "encoder.patch_in_dimensions": [32, 32],
+        "data.resolution": 60,
+        "data.path": "no/such/folder",
+    }
+    config = tiny_config_file(changes=changes)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = train("--config", config)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.returncode == 2
+    assert "5 problems" in result.stderr
+    assert "training.bach_size: unknown key. Closest: batch_size." in result.stderr
+    assert 'training.ema_kimg: found "long"' in result.stderr
+    assert "encoder.patch_from_layers: 3 layers [0, 2, -1]" in result.stderr
+    assert "data.resolution: 60 is not divisible by" in result.stderr
+    assert "data.path: found 'no/such/folder', which does not exist" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 2
+
+
+def test_printed_configuration_is_complete_and_loads_again(tiny_config_file, tmp_path) -> None:
+    first = train("--config", tiny_config_file(), "--print-config", "--set", "training.batch_size=2")
+    assert first.returncode == 0
+    values = yaml.safe_load(first.stdout)
+    assert values["training"]["batch_size"] == 2
+    assert values["checkpoint"]["keep_last"] == 3
+    again = write_config(values, tmp_path / "again.yaml")
+    assert train("--config", again, "--print-config").stdout == first.stdout
+
+
+def test_killed_and_stopped_runs_go_on_from_their_newest_checkpoint(tiny_config_file, tmp_path) -> None:
+    """SIGKILL, then SIGTERM (exit code 143 after a checkpoint), then to the end."""
+    changes = {"training.total_kimg": 4.0, "training.kimg_per_tick": 0.004, "checkpoint.keep_last": 2}
+    config = tiny_config_file(changes=changes)
+    checkpoints = tmp_path / "run" / "checkpoints"
+
+    def start_and_wait(count: int) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "train.py", "--config", str(config)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and (not checkpoints.exists() or written(checkpoints) < count):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        return process
+
+    def written(folder: Path) -> int:
+        names = sorted(path.name for path in folder.glob("checkpoint-*"))
+        return int(names[-1].split("-")[1]) // 4 if names else 0
+
+    process = start_and_wait(2)
+    process.kill()
+    process.communicate()
+    at_kill = written(checkpoints)
+
+    process = start_and_wait(at_kill + 2)
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Resumed from" in messages
+    assert "Stopped by a signal" in messages
+    at_stop = written(checkpoints)
+    assert at_stop >= at_kill + 2
+
+    final = train("--config", config, "--set", f"training.total_kimg={(at_stop + 2) * 4 / 1000}")
+    assert final.returncode == 0, final.stderr
+    assert f"{at_stop * 4:,} images, step {at_stop}" in final.stderr
+    assert written(checkpoints) == at_stop + 2

@@ -1,0 +1,162 @@
+"""Losses by value, and the objective that composes them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from common.errors import ShapeError, UserError
+from losses.adaptive_weight import adaptive_weight
+from losses.config import LPIPSConfig, MultiscaleConfig, TermConfig
+from losses.efficientnet_perceptual import EfficientNetDistance
+from losses.interfaces import LossInputs
+from losses.lpips import find_trunk, trunk_state
+from losses.objective import Objective, in_window, total
+from losses.pixel import L1Loss, L2Loss
+from losses.vf_alignment import vf_alignment_loss
+from networks.equivariance import EquivarianceTransform
+from networks.latent import DiagonalGaussian
+from tests.golden.cases import HERE, Case
+
+TERM = TermConfig(weight=1.0)
+
+
+def golden(name: str) -> Case:
+    return Case(HERE / f"{name}.json", name)
+
+
+def test_pixel_losses_equal_the_reference() -> None:
+    case = golden("training_pixel_losses")
+    generated = case.tensors["gen"].requires_grad_()
+    inputs = LossInputs(target=case.tensors["real01"] * 2 - 1, reconstruction=generated)
+    for name, loss in (("l1", L1Loss(TERM)), ("l2", L2Loss(TERM))):
+        value = loss(inputs)
+        (gradient,) = torch.autograd.grad(value, generated)
+        case.check_value(name, value.item(), case.facts["values"][name])
+        case.check_value(f"{name} gradient", gradient.norm().item(), case.facts["values"][f"{name}_grad_norm_wrt_gen"])
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_multiscale_targets_and_losses_equal_the_reference(interpolation: str) -> None:
+    from common.resize import resize_images
+
+    case = golden("training_pixel_losses")
+    real, generated = case.tensors["real01"], case.tensors["gen"]
+    objective = Objective({"multiscale_pixel": MultiscaleConfig(weights={16: 1.0, 8: 1.0, 4: 1.0})})
+    targets = {side: resize_images(real, interpolation, size=side) for side in (16, 8, 4)}
+    pyramid = {side: torch.nn.functional.adaptive_avg_pool2d(generated, side) for side in targets}
+    inputs = LossInputs(
+        real, generated, pyramid, pyramid_targets={side: target * 2 - 1 for side, target in targets.items()}
+    )
+    values = objective.image_terms(inputs, nimg=0)
+    expected = case.facts["values"][f"multiscale_l1_{interpolation}"][:3]
+    for side, target in targets.items():
+        case.check(f"multiscale_target_{interpolation}_{side}", target)
+    case.check_value("sum", values["multiscale_pixel"].loss.item(), sum(expected))
+    for side, value in zip(targets, expected, strict=True):
+        case.check_value(str(side), objective.details()[f"multiscale_pixel/resolution_{side}"].item(), value)
+
+
+def test_kl_and_vf_losses_equal_the_reference() -> None:
+    case = golden("training_latent_losses")
+    values = case.facts["values"]
+    case.check("kl_per_sample", DiagonalGaussian(case.tensors["kl_params"]).kl())
+    case.check("kl_per_sample_plain", DiagonalGaussian(case.tensors["kl_params_plain"]).kl())
+    z, features = case.tensors["vf_z"], case.tensors["vf_aux"]
+    case.check_value("vf", vf_alignment_loss(z, features).item(), values["vf_loss_default"])
+    margins = case.facts["details"]["vf_loss_margins"]
+    case.check_value("margins", vf_alignment_loss(z, features, **margins).item(), values["vf_loss_margins"])
+    pooled = vf_alignment_loss(z, case.tensors["vf_aux_8x8"]).item()
+    case.check_value("pooled", pooled, values["vf_loss_default_aux_pooled_8_to_4"])
+
+
+def test_adaptive_weight_equals_the_reference() -> None:
+    case = golden("training_latent_losses")
+    t, expected = case.tensors, case.facts["values"]["adaptive"]
+    weight = t["ad_W"].requires_grad_()
+    z = torch.nn.functional.conv2d(t["ad_x"], weight[:, :, None, None])
+    rec = (torch.nn.functional.conv2d(z, t["ad_R"]) - t["ad_target"]).abs().mean()
+    vf = vf_alignment_loss(torch.nn.functional.conv2d(z, t["ad_P"]), t["vf_aux"])
+    g_rec = torch.autograd.grad(rec, weight, retain_graph=True)[0]
+    g_vf = torch.autograd.grad(vf, weight)[0]
+    found = expected["vf_loss_weight"] * adaptive_weight(g_rec, g_vf).item()
+    assert found == pytest.approx(expected["effective_weight"], rel=1e-4)
+
+
+def test_vf_loss_refuses_other_channels_with_both_shapes() -> None:
+    with pytest.raises(ShapeError, match=r"\(1, 4, 2, 2\) and features \(1, 5, 2, 2\)"):
+        vf_alignment_loss(torch.zeros(1, 4, 2, 2), torch.zeros(1, 5, 2, 2))
+
+
+def test_no_gradient_reaches_the_frozen_features() -> None:
+    features = torch.randn(1, 4, 2, 2, requires_grad=True)
+    vf_alignment_loss(torch.randn(1, 4, 2, 2, requires_grad=True), features).backward()
+    assert features.grad is None
+
+
+@pytest.mark.parametrize(("nimg", "counts"), [(0, False), (999, False), (1000, True), (1999, True), (2000, False)])
+def test_a_window_contains_its_start_and_not_its_end(nimg: int, counts: bool) -> None:
+    assert in_window(TermConfig(weight=1.0, start_kimg=1, end_kimg=2), nimg) is counts
+
+
+def test_a_term_outside_its_window_gives_zero_gradients_not_none() -> None:
+    objective = Objective({"l1_pixel": TermConfig(weight=3.0, start_kimg=1), "l2_pixel": TermConfig(weight=2.0)})
+    images = torch.rand(1, 3, 4, 4, requires_grad=True)
+    inputs = LossInputs(torch.zeros(1, 3, 4, 4), images)
+    values = objective.image_terms(inputs, nimg=0)
+    assert values["l1_pixel"].weight == 0
+    assert total(values).item() == pytest.approx(2 * images.square().mean().item())
+    (gradient,) = torch.autograd.grad(total({"l1_pixel": values["l1_pixel"]}), images)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_losses_to_come_are_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"losses\.ssim: this loss is not built yet"):
+        Objective({"ssim": TERM})
+
+
+def test_lpips_without_its_trunk_names_the_file_and_the_key(tmp_path) -> None:
+    with pytest.raises(UserError) as error:
+        find_trunk(str(tmp_path / "vgg.pth"))
+    text = str(error.value)
+    assert "losses.perceptual.vgg16_path" in text
+    assert "vgg16-397923af.pth" in text
+    assert "never downloaded" in text
+
+
+def test_lpips_refuses_a_file_of_another_network() -> None:
+    with pytest.raises(UserError, match="not torchvision's VGG16"):
+        trunk_state({"features.0.weight": torch.zeros(1)}, "file.pth")
+    assert LPIPSConfig(weight=1.0).vgg16_path is None
+
+
+def test_efficientnet_distance_grows_with_blur_and_noise() -> None:
+    from skimage.data import astronaut
+
+    from common.value_range import uint8_to_unit, unit_to_signed
+
+    pixels = torch.from_numpy(astronaut()[:128, 160:288].copy()).movedim(-1, 0)[None]
+    image = unit_to_signed(uint8_to_unit(pixels))
+    distance = EfficientNetDistance()
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        same = distance(image, image).item()
+        noisy = [distance(image, (image + level * noise).clamp(-1, 1)).item() for level in (0.05, 0.2)]
+        blurred = [
+            distance(image, torch.nn.functional.avg_pool2d(image, k, 1, k // 2, count_include_pad=False)).item()
+            for k in (3, 7)
+        ]
+    assert same == pytest.approx(0, abs=1e-6)
+    assert 0 < noisy[0] < noisy[1]
+    assert 0 < blurred[0] < blurred[1]
+
+
+def test_target_transform_matches_the_turn_of_the_latent() -> None:
+    images = torch.rand(1, 3, 8, 8)
+    transform = EquivarianceTransform(1.0, 1)
+    assert torch.equal(transform.apply_to_target(images, "bilinear"), transform.apply_to_latent(images))
+    clockwise = images.flip(-2).transpose(-1, -2)
+    assert torch.equal(transform.apply_to_latent(images), clockwise)
+    assert math.isclose(images.sum().item(), clockwise.sum().item(), rel_tol=1e-5)
