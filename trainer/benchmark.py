@@ -38,7 +38,7 @@ from losses import LOSSES
 from networks.encoders.loading import empty_encoder, load_encoder
 from networks.interfaces import Features
 from networks.vfm_vae import VFMVAETokenizer
-from trainer.dry_run import made_up_features, trainable_cost
+from trainer.dry_run import made_up_features, saved_bytes
 from trainer.launch import set_up_numerics
 from trainer.systems.vfm_vae import VFMVAESystem
 from trainer.trainer import Trainer
@@ -325,7 +325,7 @@ def _check_memory(config: VFMVAEExperiment, device: torch.device) -> None:
     with torch.device("meta"):
         model = VFMVAETokenizer(config.tokenizer(), None)
     count = config.training.batch_size
-    needed = trainable_cost(model, config, count).saved_bytes / (2 if config.training.precision == "bf16" else 1)
+    needed = saved_bytes(model, config, count) / (2 if config.training.precision == "bf16" else 1)
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     else:

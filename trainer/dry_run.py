@@ -6,7 +6,6 @@ out of reach; what only these files tell is then `unknown`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,19 +27,6 @@ ADAM_BYTES_PER_PARAMETER = 4 * 4  # weight, gradient and two moments in fp32
 EMA_BYTES_PER_PARAMETER = 4
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Cost of a pass on one micro-batch.
-
-    Attributes:
-        flops: multiplications and additions of matrix products and convolutions.
-        saved_bytes: activations that autograd keeps for the backward pass.
-    """
-
-    flops: int
-    saved_bytes: int
-
-
 def describe(config: VFMVAEExperiment, ranks: int) -> str:
     """Shapes, parameters, and estimates of memory and time per kimg, as a text."""
     with torch.device("meta"):
@@ -49,15 +35,15 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
     selection = select_trainable(model, config.training)
     encoder_count = None if encoder is None else sum(p.numel() for p in encoder.parameters())
     micro_batch = config.training.batch_size // (ranks * config.training.accumulate_gradients)
-    cost = trainable_cost(model, config, micro_batch)
+    flops = trainable_flops(model, config, micro_batch)
     encoder_cost = None if encoder is None else encoder_flops(encoder, config, micro_batch)
     side, latent = config.data.resolution, config.tokenizer().latent_side()
     rest_frozen = selection.frozen - (encoder_count or 0)
     memory = ADAM_BYTES_PER_PARAMETER * selection.trainable + EMA_BYTES_PER_PARAMETER * (
         selection.trainable + rest_frozen
     )
-    memory += cost.saved_bytes + 4 * (encoder_count or 0)
-    flops_per_kimg = (3 * cost.flops + (encoder_cost or 0)) / micro_batch * 1000
+    memory += saved_bytes(model, config, micro_batch) + 4 * (encoder_count or 0)
+    flops_per_kimg = (3 * flops + (encoder_cost or 0)) / micro_batch * 1000
     peak = gemm_flops_per_second(pick_device(config.run.device))
     at_least = "" if encoder_cost is not None else " (without the encoder, whose size is unknown)"
     c = config
@@ -90,10 +76,16 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def trainable_cost(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) -> Cost:
-    """Forward cost of everything but the encoder on one micro-batch."""
+def trainable_flops(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) -> int:
+    """FLOPs of a forward pass of everything but the encoder on one micro-batch; the model is on the meta device."""
     features = made_up_features(config, batch, torch.device("meta"))
+    return count_flops(lambda: model.decode(model.fuse(features).z))
+
+
+def saved_bytes(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) -> int:
+    """Activations in fp32 that autograd keeps of that forward pass for the backward pass."""
     saved: dict[int, int] = {}
+    held: list[Tensor] = []  # keeps ids unique while counting
 
     def keep(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
@@ -101,10 +93,10 @@ def trainable_cost(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int)
             held.append(tensor)
         return tensor
 
-    held: list[Tensor] = []  # keeps ids unique while counting
+    features = made_up_features(config, batch, torch.device("meta"))
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        flops = count_flops(lambda: model.decode(model.fuse(features).z))
-    return Cost(flops, sum(saved.values()))
+        model.decode(model.fuse(features).z)
+    return sum(saved.values())
 
 
 def made_up_features(config: VFMVAEExperiment, batch: int, device: torch.device) -> Features:
