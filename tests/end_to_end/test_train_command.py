@@ -77,7 +77,7 @@ def test_all_mistakes_are_reported_at_once_within_two_cpu_seconds(tiny_config_fi
     assert result.returncode == 2
     assert "5 problems" in result.stderr
     assert "training.bach_size: unknown key. Closest: batch_size." in result.stderr
-    assert 'training.ema_kimg: found "long"' in result.stderr
+    assert "training.ema_kimg: found 'long'" in result.stderr
     assert "encoder.patch_from_layers: 3 layers [0, 2, -1]" in result.stderr
     assert "data.resolution: 60 is not divisible by" in result.stderr
     assert "data.path: found 'no/such/folder', which does not exist" in result.stderr

@@ -23,16 +23,31 @@ CPU = torch.device("cpu")
 PARTS = ["encoder", "adapter", "encode", "decode", "step"]
 
 
+def small_values(encoder: Path, folder: Path) -> dict:
+    """The tiny configuration without data and with two decoder blocks, for counting takes time per operation."""
+    values = tiny_values(encoder, folder / "no data", folder / "run")
+    values["decoder"] |= {
+        "num_blocks": 2,
+        "concat_z_block_indices": [0],
+        "concat_z_mapped_dims": [64],
+        "attn_block_indices": [0],
+        "attn_depths": [1],
+        "add_additional_convnext": False,
+    }
+    values["losses"]["multiscale_pixel"] = {"weights": {32: 0.1}}
+    return values
+
+
 @pytest.fixture(scope="module")
 def counts(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """GFLOP of each part of the tiny configuration."""
+    """GFLOP of each part of the small configuration."""
     folder = tmp_path_factory.mktemp("counts")
-    return gflop(run(tiny_values(tiny_encoder, folder / "no data", folder / "run"), folder))
+    return gflop(run(small_values(tiny_encoder, folder), folder))
 
 
 @pytest.fixture
 def values(tiny_encoder: Path, tmp_path: Path) -> dict:
-    return tiny_values(tiny_encoder, tmp_path / "no data", tmp_path / "run")
+    return small_values(tiny_encoder, tmp_path)
 
 
 def load(values: dict, tmp_path: Path, *overrides: str) -> VFMVAEExperiment:
