@@ -57,7 +57,8 @@ echo "$python"
 export HF_HUB_OFFLINE=1 # everything that this run needs is in the environment
 
 say "2/5 photographs"
-"$python" tools/quickstart/photographs.py --output-dir "$data_dir" --held-out "$held_out"
+"$python" tools/quickstart/photographs.py --output-dir "$data_dir" --held-out "$held_out" \
+    --stored-size 128
 
 say "3/5 training (log: $run_dir/log.jsonl)"
 "$python" -m torch.distributed.run --standalone --nproc_per_node=1 train.py --config configs/quickstart.yaml \

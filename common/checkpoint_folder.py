@@ -17,12 +17,18 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from common.errors import CheckpointError
 from common.files import flush_to_disk, sha256_of
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint with a file that is missing or not as it was written."""
+
 
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"checkpoint-(\d{12})")
@@ -60,10 +66,14 @@ def write_checkpoint(target: Path, fill: Callable[[Path], None], facts: dict[str
         for path in partial.iterdir():
             flush_to_disk(path)
         flush_to_disk(partial)
+        replaced = None
         if target.exists():  # the same point of the same run, written again after a resume
-            shutil.rmtree(target)
+            replaced = partial.with_name(f".{target.name}.replaced.partial")
+            os.rename(target, replaced)
         os.rename(partial, target)
         flush_to_disk(target.parent)
+        if replaced is not None:
+            shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         with contextlib.suppress(OSError):
             shutil.rmtree(partial)
@@ -73,22 +83,29 @@ def write_checkpoint(target: Path, fill: Callable[[Path], None], facts: dict[str
 def remove_partial_checkpoints(run_dir: str | Path) -> None:
     """Delete what a killed process left half written."""
     for path in (Path(run_dir) / "checkpoints").glob(".checkpoint-*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
+        whole = path.with_name(path.name[1:].split(".")[0])
+        if path.name.endswith(".replaced.partial") and not whole.exists():
+            os.rename(path, whole)  # killed between the two renames of a checkpoint that was written again
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def verify(folder: str | Path) -> dict[str, Any]:
     """Check every file of a checkpoint against its manifest; returns the manifest.
 
-    Raises: CheckpointError that names the first file that is missing or damaged.
+    Raises: DamagedCheckpointError that names the first file that is missing or damaged; CheckpointError if the
+        checkpoint was written by a newer version.
     """
     folder = Path(folder)
     try:
         text = (folder / "manifest.json").read_bytes()
         expected = (folder / "manifest.sha256").read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder}: its manifest cannot be read ({error}).") from error
+        raise DamagedCheckpointError(f"{folder}: its manifest cannot be read ({error}).") from error
     if sha256_of(folder / "manifest.json") != expected:
-        raise CheckpointError(f"{folder / 'manifest.json'}: damaged; its SHA-256 is not the one in manifest.sha256.")
+        raise DamagedCheckpointError(
+            f"{folder / 'manifest.json'}: damaged; its SHA-256 is not the one in manifest.sha256."
+        )
     manifest = json.loads(text)
     if manifest["schema_version"] > SCHEMA_VERSION:
         raise CheckpointError(
@@ -98,27 +115,42 @@ def verify(folder: str | Path) -> dict[str, Any]:
     for name, facts in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(f"{path}: missing.")
+            raise DamagedCheckpointError(f"{path}: missing.")
         if path.stat().st_size != facts["bytes"]:
-            raise CheckpointError(f"{path}: found {path.stat().st_size} bytes, expected {facts['bytes']}.")
+            raise DamagedCheckpointError(f"{path}: found {path.stat().st_size} bytes, expected {facts['bytes']}.")
         if sha256_of(path) != facts["sha256"]:
-            raise CheckpointError(f"{path}: damaged; its SHA-256 is not the one in the manifest.")
+            raise DamagedCheckpointError(f"{path}: damaged; its SHA-256 is not the one in the manifest.")
     return manifest
 
 
 def newest_complete(run_dir: str | Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint of a run that is undamaged, or None if there is none.
+    """The newest checkpoint of a run that is undamaged, or None if the run has none yet.
 
     Args:
         warn: called with a sentence for each damaged checkpoint that is passed over.
+
+    Raises: CheckpointError if there are checkpoints, and all of them are damaged.
     """
-    for path in reversed(list_checkpoints(run_dir)):
+    folders = list_checkpoints(run_dir)
+    for path in reversed(folders):
         try:
             verify(path)
             return path
-        except CheckpointError as error:
+        except DamagedCheckpointError as error:
             warn(f"{error} Falling back to the checkpoint before it.")
+    if folders:
+        raise CheckpointError(
+            f"{run_dir}: all {len(folders)} checkpoints are damaged; restore one from a copy, or move the folder "
+            "`checkpoints` away to start anew."
+        )
     return None
+
+
+def set_aside_newer(folder: Path) -> None:
+    """Rename checkpoints that are newer than the one a run goes on from, so that they are never taken for its own."""
+    for path in list_checkpoints(folder.parent.parent):
+        if path.name > folder.name:
+            os.rename(path, path.with_name(f"damaged-{path.name}-{time.time_ns()}"))
 
 
 def find_checkpoint(path: str | Path, warn: Callable[[str], None]) -> Path:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import datetime
 import os
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from common.errors import UserError
+
+Value = TypeVar("Value")
 
 
 def initialise(device: torch.device) -> None:
@@ -19,9 +25,11 @@ def initialise(device: torch.device) -> None:
     if "RANK" not in os.environ or dist.is_initialized():
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    if backend == "gloo" and os.environ.get("MASTER_ADDR", "127.0.0.1") in ("127.0.0.1", "localhost"):
+    on_loopback = sys.platform == "linux" and backend == "gloo"
+    if on_loopback and os.environ.get("MASTER_ADDR", "127.0.0.1") in ("127.0.0.1", "localhost"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+    bound = device if backend == "nccl" else None
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10), device_id=bound)
 
 
 def finalise() -> None:
@@ -46,9 +54,18 @@ def local_rank() -> int:
 
 
 def pick_device(choice: str = "auto") -> torch.device:
-    """`auto` (a GPU when there is one), `cpu` or `cuda`; the GPU is the one of this local rank."""
+    """`auto` (a GPU when there is one), `cpu` or `cuda`; the GPU is the one of this local rank.
+
+    Raises: UserError if there is no GPU for this process.
+    """
     if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if local_rank() >= count:
+        raise UserError(
+            f"device cuda: process {local_rank()} of this machine needs a GPU of its own, found {count}; start at most "
+            f"{count} with --nproc_per_node, or choose the device cpu (run.device=cpu, --device cpu)."
+        )
     device = torch.device("cuda", local_rank())
     torch.cuda.set_device(device)
     return device
@@ -80,10 +97,18 @@ def all_gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def broadcast_object(value: Any) -> Any:
-    """Rank 0's value, on every process."""
-    if world_size() == 1:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
+def on_rank_0(work: Callable[[], Value]) -> Value:
+    """Let rank 0 do something; every rank gets its result, or the UserError that it raised."""
+    result: Any = None
+    if rank() == 0:
+        try:
+            result = work()
+        except UserError as error:
+            result = error
+    if world_size() > 1:
+        holder = [result]
+        dist.broadcast_object_list(holder, src=0)
+        result = holder[0]
+    if isinstance(result, UserError):
+        raise result
+    return result

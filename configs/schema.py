@@ -121,7 +121,7 @@ def _multiscale_resolutions_exist(c) -> str | None:
     return f"found resolution {wrong[0]}, expected some of {sides} (the blocks below the last)." if wrong else None
 
 
-def _no_reconstruction_loss(c) -> str | None:
+def _no_loss(c) -> str | None:
     if not any(term and term.enabled for term in (getattr(c.losses, name) for name in LOSSES)):
         return f"no loss has a weight above 0; name at least one of {', '.join(LOSSES)}."
     return None
@@ -154,7 +154,7 @@ def _equivariance_scales_fit(c) -> str | None:
     latent = c.data.resolution // c.latent.resolution_compression_factor
     multiple = c.decoder.latent_multiple(c.data.resolution, latent)
     patch = c.encoder.patch_size()
-    unshuffle = int(c.data.resolution * c.encoder.scale_factor // patch) // latent
+    unshuffle = c.encoder.token_side(c.data.resolution) // latent
     for scale in EQUIVARIANCE_SCALES:
         side = c.data.resolution * scale
         if (latent * scale) % multiple:
@@ -217,7 +217,7 @@ RELATIONS: tuple[Relation, ...] = (
         ("losses.multiscale_pixel", "decoder.use_multiscale_output", "decoder.num_blocks", "data.resolution"),
         _multiscale_resolutions_exist,
     ),
-    Relation(("losses",), _no_reconstruction_loss),
+    Relation(("losses",), _no_loss),
     Relation(("training.batch_size", "training.accumulate_gradients"), _batch_divides),
     *(Relation((f"losses.{name}",), _windows(name)) for name in LOSSES),
     Relation(

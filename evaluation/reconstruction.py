@@ -203,7 +203,7 @@ def reconstruct_folder(
     """
     started = time.monotonic()
     output_dir = Path(output_dir)
-    plan = _on_first_rank(
+    plan = distributed.on_rank_0(
         lambda: _plan(model, Path(input_dir), output_dir, protocol, recursive, num_images, skip_existing)
     )
     share = plan.to_do[distributed.rank() :: distributed.world_size()]
@@ -328,20 +328,6 @@ def weights_sha256(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
-
-
-def _on_first_rank(work: Callable[[], Result]) -> Result:
-    """Rank 0's result on every rank; its UserError is raised on every rank."""
-    result: Any = None
-    if distributed.rank() == 0:
-        try:
-            result = work()
-        except UserError as error:
-            result = error
-    result = distributed.broadcast_object(result)
-    if isinstance(result, UserError):
-        raise result
-    return result
 
 
 def _read_ahead(

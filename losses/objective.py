@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -21,7 +21,7 @@ class Value:
 
     Attributes:
         loss: the unweighted loss.
-        weight: its factor in the total; 0 outside its window.
+        weight: its factor in the total.
     """
 
     loss: Tensor
@@ -70,21 +70,27 @@ class Objective(nn.Module):
 
     def _evaluate(self, inputs: LossInputs, nimg: int, compares_images: bool) -> dict[str, Value]:
         return {
-            name: Value(loss(inputs), self.terms[name].weight if in_window(self.terms[name], nimg) else 0.0)
+            name: Value(loss(inputs), self.terms[name].weight)
             for name, loss in self.losses.items()
-            if loss.compares_images == compares_images
+            if loss.compares_images == compares_images and in_window(self.terms[name], nimg)
         }
 
-    def details(self) -> dict[str, Tensor]:
-        """Further values of the last call, named `<term>/<detail>`."""
-        return {f"{name}/{key}": v for name, loss in self.losses.items() for key, v in loss.details().items()}
+    def details(self, values: Mapping[str, Value]) -> dict[str, Tensor]:
+        """Further values of the terms that were just evaluated, named `<term>/<detail>`."""
+        return {f"{name}/{key}": v for name in values for key, v in self.losses[name].details().items()}
 
 
 def in_window(config: TermConfig | MultiscaleConfig, nimg: int) -> bool:
-    """Whether a term counts: 1000 start_kimg <= nimg < 1000 end_kimg."""
+    """Whether a term counts: 1000 start_kimg <= nimg < 1000 end_kimg. Outside it is not computed at all."""
     return 1000 * config.start_kimg <= nimg and (config.end_kimg is None or nimg < 1000 * config.end_kimg)
 
 
-def total(values: Mapping[str, Value]) -> Tensor:
-    """Weighted sum. A term of weight 0 stays in the graph, so that what it uses gets a zero gradient, not none."""
-    return torch.stack([value.loss * value.weight for value in values.values()]).sum()
+def total(values: Mapping[str, Value], touching: Sequence[Tensor]) -> Tensor:
+    """Weighted sum of the terms.
+
+    Args:
+        touching: outputs that stay in the graph with weight 0, whatever the terms read, so that every parameter
+            behind them gets a gradient (zero rather than none) in every step.
+    """
+    anchor = torch.stack([output.sum() for output in touching]).sum() * 0.0
+    return anchor + sum(value.loss * value.weight for value in values.values())

@@ -29,22 +29,19 @@ class L2Loss(Loss):
 
 
 class MultiscaleLoss(Loss):
-    """sum_k w_k mean |x_k - x_hat_k| over the resolutions k of the decoder's pyramid.
-
-    A resolution without a weight counts with weight 0, so that its RGB layer gets a zero gradient rather than none.
-    """
+    """sum_k w_k mean |x_k - x_hat_k| over the resolutions k of the decoder's pyramid that have a weight."""
 
     needs = frozenset({"pyramid", "pyramid_targets"})
 
     def __init__(self, config: MultiscaleConfig):
         super().__init__()
-        self.weights = dict(config.weights)
+        self.weights = {side: weight for side, weight in config.weights.items() if weight > 0}
         self._details: dict[str, Tensor] = {}
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        terms = {side: (inputs.pyramid_targets[side] - image).abs().mean() for side, image in inputs.pyramid.items()}
-        self._details = {f"resolution_{side}": term.detach() for side, term in terms.items() if side in self.weights}
-        return sum(self.weights.get(side, 0.0) * term for side, term in terms.items())
+        terms = {side: (inputs.pyramid_targets[side] - inputs.pyramid[side]).abs().mean() for side in self.weights}
+        self._details = {f"resolution_{side}": term.detach() for side, term in terms.items()}
+        return sum(self.weights[side] * term for side, term in terms.items())
 
     def details(self) -> dict[str, Tensor]:
         """The unweighted term of each resolution that has a weight."""

@@ -21,7 +21,6 @@ from common.checkpoint_folder import find_checkpoint
 from common.config import Source, build
 from common.errors import CheckpointError
 from networks.config import TOKENIZER_RELATIONS, TokenizerConfig
-from networks.encoders.base import VisionEncoder
 from networks.encoders.loading import encoder_fingerprint, load_encoder
 from networks.vfm_vae import VFMVAETokenizer
 
@@ -192,22 +191,22 @@ def load_tokenizer(
         raise CheckpointError(f"{path}: a reference checkpoint carries no configuration; give one (--use-config).")
     model = build_tokenizer(config, state, str(path))
     if encoder_sha256 is not None:
-        require_same_encoder(model.encoder, encoder_sha256, str(path))
+        require_same_encoder(encoder_fingerprint(model.encoder), encoder_sha256, str(path))
     return model.to(device)
 
 
-def require_same_encoder(encoder: VisionEncoder, sha256: str, where: str) -> None:
+def require_same_encoder(found: str, recorded: str, where: str) -> None:
     """Refuse an encoder with other weights than the one that a checkpoint was trained on.
 
     Args:
-        sha256: the fingerprint that the checkpoint recorded.
+        found: fingerprint of the encoder at hand.
+        recorded: fingerprint that the checkpoint carries.
 
-    Raises: CheckpointError if it is another.
+    Raises: CheckpointError if they differ.
     """
-    found = encoder_fingerprint(encoder)
-    if found != sha256:
+    if found != recorded:
         raise CheckpointError(
-            f"{where}: was trained on an encoder with the fingerprint {sha256[:12]}..., but the one that "
+            f"{where}: was trained on an encoder with the fingerprint {recorded[:12]}..., but the one that "
             f"encoder.vfm_name gives now has {found[:12]}...; point vfm_name to the same weights."
         )
 
@@ -228,7 +227,7 @@ def build_tokenizer(config: TokenizerConfig, state: Mapping[str, Tensor], where:
 
     Raises: CheckpointError that names missing, unexpected or misshapen weights.
     """
-    has_noise = any(name.endswith(".noise_strength") for name in state)
+    has_noise = has_noise_maps(state)
     if config.decoder.legacy is not None and config.decoder.legacy != has_noise:
         raise CheckpointError(
             f"{where}: decoder.legacy is {str(config.decoder.legacy).lower()}, but the file "
@@ -237,6 +236,11 @@ def build_tokenizer(config: TokenizerConfig, state: Mapping[str, Tensor], where:
     model = VFMVAETokenizer(config, load_encoder(config.encoder), noise=has_noise)
     load_weights(model, state, where)
     return model.eval()
+
+
+def has_noise_maps(state: Mapping[str, Tensor]) -> bool:
+    """Whether weights (own names) are of the `legacy` kind, with fixed noise maps in the decoder's layers."""
+    return any(name.endswith(".noise_strength") for name in state)
 
 
 def load_weights(model: VFMVAETokenizer, state: Mapping[str, Tensor], where: str) -> None:
@@ -286,13 +290,14 @@ def read_reference_weights(path: str | Path, weights: Literal["ema", "raw"] = "e
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged or refused file
-        first_line = str(error).strip().splitlines()[0]
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{path}: cannot be read as tensors only ({first_line}); it is never unpickled."
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: found {type(content).__name__}, expected a dictionary of tensors.")
-    state = content.get("G_ema" if weights == "ema" else "G", content)
+    first, second = ("G_ema", "G") if weights == "ema" else ("G", "G_ema")
+    state = content.get(first, content.get(second, content))
     dropped = [name for name in state if name.startswith(ENCODER_PREFIX[1])]
     if dropped:
         log.info(

@@ -34,6 +34,10 @@ class EncoderConfig(StrictModel):
         """Side in pixels behind one token."""
         return resolve_patch_size(self.vfm_name, self.resolved_family())
 
+    def token_side(self, image_side: int) -> int:
+        """Side of the token grid of a square image."""
+        return int(image_side * self.scale_factor // self.patch_size())
+
     def interpolation(self) -> str:
         """How the losses resize target images for this family."""
         return FAMILIES[self.resolved_family()].interpolation
@@ -87,7 +91,7 @@ class DecoderConfig(StrictModel):
     concat_z_block_indices: list[NonNegativeInt] = Field(
         min_length=1, description="Blocks that the latent is concatenated to; block 0 has no other input."
     )
-    concat_z_mapped_dims: list[PositiveInt] = Field(
+    concat_z_mapped_dims: list[NonNegativeInt] = Field(
         [], description="Width of the latent branch, indexed by block; empty: the branch keeps its natural width."
     )
     how_to_process_concat_z: Literal["unshuffle", "pooling"] = Field(
@@ -205,9 +209,10 @@ def _mapped_dims_cover_blocks(c) -> str | None:
         return (
             f"{len(dims)} widths for blocks up to {needed - 1}; the list is indexed by block, so give {needed} values."
         )
-    wrong = [dims[i] for i in c.decoder.concat_z_block_indices if dims and dims[i] > 32 and dims[i] % 32]
+    used = [dims[i] for i in c.decoder.concat_z_block_indices] if dims else []
+    wrong = [width for width in used if width == 0 or (width > 32 and width % 32)]
     if wrong:
-        return f"found a width of {wrong[0]}, expected at most 32 or a multiple of 32 (32 normalisation groups)."
+        return f"found a width of {wrong[0]}, expected 1 to 32 or a multiple of 32 (32 normalisation groups)."
     return None
 
 
@@ -260,7 +265,7 @@ def _fused_width_fits_head(c, side: int) -> str | None:
     if c.latent.how_to_compress != "attnproj":
         return None
     latent = side // c.latent.resolution_compression_factor
-    unshuffle = int(side * c.encoder.scale_factor // c.encoder.patch_size()) // latent
+    unshuffle = c.encoder.token_side(side) // latent
     fused = sum(c.latent.patch_out_dimensions) * unshuffle**2
     head = c.latent.channels() * (2 if c.latent.compression_mode == "continuous" else 1)
     if max(fused, head) % min(fused, head):

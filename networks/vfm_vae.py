@@ -32,8 +32,8 @@ class VFMVAETokenizer(nn.Module):
         self.config = config
         self.has_noise = bool(config.decoder.legacy) if noise is None else noise
         self.encoder = encoder
-        token_side = int(config.img_resolution * config.encoder.scale_factor // config.encoder.patch_size())
-        self.compression = Compression(config.encoder, config.latent, token_side // config.latent_side())
+        unshuffle = config.encoder.token_side(config.img_resolution) // config.latent_side()
+        self.compression = Compression(config.encoder, config.latent, unshuffle)
         if config.alignment_head:
             last = config.encoder.patch_from_layers.index(-1)
             self.alignment = AlignmentHead(config.latent.channels(), config.encoder.patch_in_dimensions[last])
@@ -94,6 +94,6 @@ class VFMVAETokenizer(nn.Module):
             update_average: advance the running mean of the styles.
         """
         latent = self.encode(images, generator, transform=transform)
-        decoder_input = latent.z.detach().requires_grad_() if cut_at_latent else latent.z
+        decoder_input = latent.z.detach().requires_grad_(latent.z.requires_grad) if cut_at_latent else latent.z
         decoded = self.decoder(transform.apply_to_latent(decoder_input), update_average=update_average)
         return TokenizerOutput(latent, decoder_input, decoded)

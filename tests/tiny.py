@@ -101,3 +101,16 @@ def write_config(values: dict[str, Any], path: Path) -> Path:
     """Write a configuration as YAML."""
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return path
+
+
+def fill_weights(model: torch.nn.Module) -> None:
+    """Give every weight of a tokenizer (but the encoder's) a value that hides no gradient, by the golden fill rule."""
+    from networks.checkpoint import to_reference_name
+    from tests.golden.cases import fill
+
+    state = {
+        name: fill(to_reference_name(name), list(value.shape))
+        for name, value in model.trainable_parts().state_dict().items()
+        if name.rsplit(".", 1)[-1] not in ("blur_kernel", "k_bias")
+    }
+    model.load_state_dict(state, strict=False)

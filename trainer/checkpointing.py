@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -10,10 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from common.checkpoint_folder import checkpoint_name, list_checkpoints, newest_complete, write_checkpoint
+from common.checkpoint_folder import (
+    checkpoint_name,
+    list_checkpoints,
+    newest_complete,
+    remove_partial_checkpoints,
+    set_aside_newer,
+    write_checkpoint,
+)
 from common.errors import CheckpointError
 from trainer.config import CheckpointConfig
 from trainer.optimizer import load_optimizer_tensors, optimizer_tensors
@@ -53,7 +63,8 @@ def save(
     system: System,
     optimizers: Mapping[str, torch.optim.Optimizer],
     state: Mapping[str, Any],
-    config: Mapping[str, Any],
+    config: BaseModel,
+    data_sha256: str,
     options: CheckpointConfig,
 ) -> Path:
     """Write a checkpoint and remove old ones. Called on one rank.
@@ -61,6 +72,7 @@ def save(
     Args:
         state: the trainer's counters, JSON values; `state["nimg"]` names the checkpoint.
         config: the resolved configuration.
+        data_sha256: fingerprint of the data, for without the same data a position means another sample.
 
     Raises: OSError if it cannot be written; the checkpoints before it are untouched then.
     """
@@ -82,7 +94,8 @@ def save(
         "nimg": state["nimg"],
         "step": state["step"],
         "ordinal": state["checkpoints_written"],
-        "config": config,
+        "config": config.model_dump(mode="json"),
+        "data_sha256": data_sha256,
         **system.facts(),
     }
     write_checkpoint(target, fill, facts)
@@ -91,14 +104,23 @@ def save(
 
 
 def load(
-    folder: Path, system: System, optimizers: Mapping[str, torch.optim.Optimizer], config: Mapping[str, Any]
+    folder: Path,
+    system: System,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    config: BaseModel,
+    data_sha256: str,
 ) -> dict[str, Any]:
     """Restore a checkpoint that `verify` has accepted; returns the trainer's counters.
 
-    Raises: CheckpointError if the run is configured differently from the one that wrote it.
+    Raises: CheckpointError if the run's configuration, data or encoder is not that of the run that wrote it.
     """
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     require_same_run(folder, manifest["config"], config)
+    if manifest["data_sha256"] != data_sha256:
+        raise CheckpointError(
+            f"{folder}: data.path holds other shards or samples than when this run was started, so its place in the "
+            "data means nothing there; restore them, or start a new run.run_dir with training.init_from."
+        )
     system.require_same_frozen_parts(manifest, str(folder))
     for name, network in system.networks.items():
         _load_exactly(network, folder / model_file(name, average=False))
@@ -111,15 +133,29 @@ def load(
 
 
 def newest(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run; says in the log which damaged ones were passed over."""
-    return newest_complete(run_dir, log.warning)
+    """The newest complete checkpoint of a run; damaged ones after it are named in the log and set aside.
+
+    Raises: CheckpointError if all of them are damaged, or one is of a newer version.
+    """
+    remove_partial_checkpoints(run_dir)
+    folder = newest_complete(run_dir, log.warning)
+    if folder is not None:
+        set_aside_newer(folder)
+    return folder
 
 
-def require_same_run(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse to resume a run under another configuration. Raises CheckpointError that names the keys."""
+def require_same_run(folder: Path, stored: Mapping[str, Any], config: BaseModel) -> None:
+    """Refuse to resume a run under another configuration.
+
+    A key that did not exist when the checkpoint was written counts with its default.
+
+    Raises: CheckpointError that names the keys.
+    """
+    with contextlib.suppress(ValidationError):
+        stored = type(config).model_validate(stored).model_dump(mode="json")
     differences = [
         f"  {key}: {old!r} in the checkpoint, {new!r} now"
-        for key, old, new in _differences(stored, given)
+        for key, old, new in _differences(stored, config.model_dump(mode="json"))
         if not any(key == free or key.startswith(free + ".") for free in MAY_CHANGE)
     ]
     if differences:
@@ -150,14 +186,18 @@ def _rotate(run_dir: Path, options: CheckpointConfig) -> None:
 
 
 def _ordinal(folder: Path) -> int:
+    """Which checkpoint of its run this is, from 1; 0, which every `keep_every` keeps, if its manifest is damaged."""
     try:
         return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["ordinal"]
     except (OSError, ValueError, KeyError):
-        return 0  # a damaged checkpoint stays, for someone to look at
+        return 0
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    except SafetensorError as error:  # what this library makes of a full disk
+        raise OSError(f"{path}: {error}") from error
 
 
 def _save_json(value: Mapping[str, Any], path: Path) -> None:

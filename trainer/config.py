@@ -92,7 +92,9 @@ class TrainingConfig(StrictModel):
     fused_optimizer: bool = Field(False, description="PyTorch's fused Adam.")
     cudnn_benchmark: bool = Field(True, description="Let cuDNN pick its kernels by timing.")
     init_from: str | None = Field(None, description="Checkpoint whose weights start a new run.")
-    init_kimg: NonNegativeFloat = Field(0, description="Images seen by these weights, in thousands.")
+    init_kimg: NonNegativeFloat = Field(
+        0, description="Images seen by these weights, in thousands; at 0 the EMA starts anew."
+    )
     init_discriminator: bool = Field(True, description="Also take the discriminators from init_from.")
     max_skipped_steps: PositiveInt = Field(
         20, description="Stop after so many optimiser steps in a row that were not finite."

@@ -102,7 +102,7 @@ def saved_bytes(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) ->
 def made_up_features(config: VFMVAEExperiment, batch: int, device: torch.device) -> Features:
     """Random features of the shapes that the configured encoder gives."""
     c = config.encoder
-    side = int(config.data.resolution * c.scale_factor // c.patch_size())
+    side = c.token_side(config.data.resolution)
     levels = [torch.randn(batch, side**2, width, device=device) for width in c.patch_in_dimensions]
     return Features(levels, [(side, side)] * len(levels))
 

@@ -22,7 +22,6 @@ class Guard:
     def __init__(self, max_skipped_steps: int):
         self.max_skipped_steps = max_skipped_steps
         self.in_a_row = 0
-        self.total = 0
 
     def accepts(self, step: int, agreed: Mapping[str, float], own: Mapping[str, float]) -> bool:
         """Whether the step may be taken; the answer is the same on every rank.
@@ -37,25 +36,25 @@ class Guard:
             self.in_a_row = 0
             return True
         self.in_a_row += 1
-        self.total += 1
         culprits = {r: terms for r, terms in enumerate(all_gather_objects(_not_finite(own))) if terms}
         where = "; ".join(f"rank {r}: {', '.join(terms)}" for r, terms in culprits.items())
         if rank() == 0:
             log.warning("step %d is left out, not finite on %s.", step, where)
         if self.in_a_row >= self.max_skipped_steps:
             raise UserError(
-                f"training stopped: {self.in_a_row} steps in a row were not finite (last: {where}). The weights are "
-                "those of the last good step; lower the learning rate or look at the data, then start again."
+                f"training stopped: {self.in_a_row} steps in a row were not finite (last: {where}). Look at the data "
+                "of these steps, or go on in a new run.run_dir from this run's weights (training.init_from) with a "
+                "lower learning rate."
             )
         return False
 
     def state_dict(self) -> dict[str, int]:
         """Counters for a checkpoint."""
-        return {"in_a_row": self.in_a_row, "total": self.total}
+        return {"in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue from `state_dict`."""
-        self.in_a_row, self.total = state["in_a_row"], state["total"]
+        self.in_a_row = state["in_a_row"]
 
 
 def _not_finite(values: Mapping[str, float]) -> list[str]:

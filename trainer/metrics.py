@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common.files import write_text_atomically
+
+log = logging.getLogger(__name__)
 
 
 class Means:
@@ -48,13 +53,22 @@ class JSONLLog:
 
     def __init__(self, path: Path, resumed_nimg: int):
         self.path = path
+        self._pending = ""
         lines = [line for line in read_log(path) if line["progress/nimg"] <= resumed_nimg]
         write_text_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line and hand it to the operating system."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append a line. One that cannot be written (full disk) is kept and written with the next."""
+        self._pending += json.dumps(line) + "\n"
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(self._pending)
+            self._pending = ""
+        except OSError as error:
+            log.warning("%s: a line could not be written yet: %s", self.path, error)
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)  # a part of it may stand there
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

@@ -55,8 +55,8 @@ def load_optimizer_tensors(
     for key, value in tensors.items():
         name, entry = key.split("|")
         parameter = parameters[name]
-        on_device = entry != "step" or optimizer.param_groups[0].get("fused")
-        target = value.to(parameter.device) if on_device else value.clone()
         if value.shape == parameter.shape:
-            target = target.clone(memory_format=torch.preserve_format)
-        optimizer.state[parameter][entry] = target
+            restored = torch.empty_like(parameter).copy_(value)  # with the parameter's device and memory layout
+        else:  # the step counter lives on the CPU, unless the optimiser is fused
+            restored = value.clone().to(parameter.device if optimizer.param_groups[0].get("fused") else "cpu")
+        optimizer.state[parameter][entry] = restored

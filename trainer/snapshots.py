@@ -16,20 +16,19 @@ def save_grid(inputs: Tensor, outputs: Tensor, path: Path) -> None:
     """Write rows of inputs, each above the row of its outputs.
 
     Args:
-        inputs, outputs: [N, 3, H, W] uint8; inputs of another side are resized to that of the outputs.
+        inputs, outputs: [N, 3, H, W] uint8, of one size.
     """
     from PIL import Image
-    from torch.nn import functional as F
     from torchvision.utils import make_grid
 
-    outputs = outputs.cpu()
-    inputs = inputs.cpu()
-    if inputs.shape != outputs.shape:
-        inputs = F.interpolate(inputs.float(), size=outputs.shape[-2:], mode="area").round().to(torch.uint8)
     columns = min(COLUMNS, len(inputs))
-    rows = []
-    for start in range(0, len(inputs), columns):
-        rows += [inputs[start : start + columns], outputs[start : start + columns]]
-    grid = torch.cat([make_grid(row, nrow=columns, padding=2, pad_value=255) for row in rows if len(row) == columns], 1)
+    missing = -len(inputs) % columns
+    white = torch.full((missing, *inputs.shape[1:]), 255, dtype=torch.uint8)
+    rows = [
+        row
+        for pair in zip(torch.cat([inputs, white]).split(columns), torch.cat([outputs.cpu(), white]).split(columns))
+        for row in pair
+    ]
+    grid = torch.cat([make_grid(row, nrow=columns, padding=2, pad_value=255) for row in rows], dim=1)
     image = Image.fromarray(grid.movedim(0, -1).numpy())
     write_atomically(path, lambda partial: image.save(partial, format="PNG"))

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common.checkpoint_folder import remove_partial_checkpoints
-from common.distributed import all_reduce, barrier, broadcast_object, rank
+from common.distributed import all_gather_objects, all_reduce, barrier, on_rank_0, rank
+from common.errors import CheckpointError, UserError
 from common.files import write_text_atomically
 from data.pipeline import Batch, TrainingData
 from evaluation.cost import peak_memory_gb
@@ -65,8 +65,8 @@ class Trainer:
         self.means = Means()
         self.stop = StopRequest()
         self.step = 0
-        self.nimg = int(1000 * self.training.init_kimg)
-        self.total_nimg = int(1000 * self.training.total_kimg)
+        self.nimg = round(1000 * self.training.init_kimg)
+        self.total_nimg = round(1000 * self.training.total_kimg)
         if config.data.one_epoch:
             self.total_nimg = min(self.total_nimg, self.nimg + data.steps_per_epoch * self.training.batch_size)
         self.tick = 0
@@ -99,7 +99,7 @@ class Trainer:
                 if self._tick_is_over() or done:
                     self._end_tick(done, bar)
                 if stop and not done:
-                    self._save()
+                    self._save(is_last=True)
                     log.warning("Stopped by a signal after %s images; the same command goes on.", f"{self.nimg:,}")
                     return False
         finally:
@@ -111,11 +111,10 @@ class Trainer:
     def _start(self) -> None:
         """Resume, or start fresh; open the log."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        if rank() == 0:
-            remove_partial_checkpoints(self.run_dir)
-        folder = broadcast_object(checkpointing.newest(self.run_dir) if rank() == 0 else None)
+        folder = on_rank_0(lambda: checkpointing.newest(self.run_dir))
         if folder is not None:
-            self._load_state(checkpointing.load(folder, self.system, self.optimizers, self.settings))
+            data_sha256 = self.data.fingerprint()
+            self._load_state(checkpointing.load(folder, self.system, self.optimizers, self.config, data_sha256))
             log.info("Resumed from %s: %s images, step %d.", folder, f"{self.nimg:,}", self.step)
         elif self.training.init_from is not None:
             taken = self.system.load_initial(self.training.init_from, self.training.init_discriminator)
@@ -126,6 +125,7 @@ class Trainer:
         if rank() == 0:
             self.log = JSONLLog(self.run_dir / "log.jsonl", self.nimg if folder is not None else -1)
             write_text_atomically(self.run_dir / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+        self.saved_nimg = self.nimg if folder is not None else None
         log.info("%s", self.system.summary())
         log.info("%s", self.data.describe())
         barrier()
@@ -139,9 +139,7 @@ class Trainer:
 
     def train_step(self, batches: Iterator[Batch]) -> bool:
         """All phases on one global batch, then the EMA. Returns whether any rank was asked to stop."""
-        waiting = time.monotonic()
-        micro_batches = [next(batches) for _ in range(self.training.accumulate_gradients)]
-        self._data_seconds += time.monotonic() - waiting
+        micro_batches, stop = self._fetch(batches)
         accepted = True
         for phase in self.system.phases:
             accepted &= self._train_phase(phase, micro_batches)
@@ -154,7 +152,24 @@ class Trainer:
         now = time.monotonic()
         self.train_seconds += now - self._clock
         self._clock = now
-        return bool(all_reduce(torch.tensor(float(self.stop.requested), device=self.device), "max").item())
+        return stop
+
+    def _fetch(self, batches: Iterator[Batch]) -> tuple[list[Batch], bool]:
+        """The micro-batches of a step, and whether any rank was asked to stop.
+
+        Raises: the error of the first rank that has no batch, on every rank.
+        """
+        waiting, micro_batches, error = time.monotonic(), [], None
+        try:
+            micro_batches = [next(batches) for _ in range(self.training.accumulate_gradients)]
+        except UserError as caught:
+            error = caught
+        self._data_seconds += time.monotonic() - waiting
+        flags = torch.tensor([float(error is not None), float(self.stop.requested)], device=self.device)
+        failed, stop = all_reduce(flags, "max").tolist()
+        if failed:
+            raise next(found for found in all_gather_objects(error) if found is not None)
+        return micro_batches, bool(stop)
 
     def _train_phase(self, phase: Phase, micro_batches: list[Batch]) -> bool:
         """Forward and backward on every micro-batch, then one optimiser step if all ranks agree. Returns whether."""
@@ -182,9 +197,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             if phase.optimizer.max_grad_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(
-                    phase.parameters.values(), phase.optimizer.max_grad_norm, norm.to(self.device)
-                )
+                torch.nn.utils.clip_grads_with_norm_(phase.parameters.values(), phase.optimizer.max_grad_norm, norm)
             optimizer.step()
             self.means.add({**agreed[0], f"learning_rate/{phase.name}": rate})
         self.means.add({f"guard/skipped_{phase.name}": float(not accepted)})
@@ -218,7 +231,7 @@ class Trainer:
         self.tick += 1
         self.tick_start_nimg = self.nimg
         if done or (self.tick > 1 and (self.tick - 1) % self.config.checkpoint.network_snapshot_ticks == 0):
-            self._save()
+            self._save(is_last=done)
         self._tick_clock, self._tick_clock_nimg, self._data_seconds = time.monotonic(), self.nimg, 0.0
 
     def _log_line(self) -> dict[str, Any]:
@@ -242,32 +255,49 @@ class Trainer:
         return line
 
     def _save_samples(self) -> None:
+        """Write a sample grid on rank 0; a training does not end because a picture could not be made."""
         if rank() != 0:
             return
-        inputs = self.data.preview(self.config.logging.image_snapshot_count)
         path = self.run_dir / "samples" / f"reconstructions-{self.nimg:012d}.png"
-        save_grid(inputs, self.system.sample_images(inputs), path)
+        try:
+            inputs = self.data.preview(self.config.logging.image_snapshot_count)
+            save_grid(inputs, self.system.sample_images(inputs), path)
+        except (OSError, UserError) as error:
+            log.warning("%s could not be written: %s", path, error)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
-    def _save(self) -> None:
-        """Write a checkpoint on rank 0. A failure is logged, and ends the run only when it keeps happening."""
+    def _save(self, is_last: bool) -> None:
+        """Write a checkpoint on rank 0, unless this point has one already.
+
+        A failure is logged; training goes on, for the checkpoints before it are intact.
+
+        Raises: CheckpointError if it keeps happening, or the run would end without its last checkpoint.
+        """
+        if self.saved_nimg == self.nimg:
+            return
         self.checkpoints_written += 1
         state = self._state()
-        failure = None
-        if rank() == 0:
+
+        def write() -> OSError | None:
+            data_sha256, options = self.data.fingerprint(), self.config.checkpoint
             try:
-                checkpointing.save(
-                    self.run_dir, self.system, self.optimizers, state, self.settings, self.config.checkpoint
-                )
+                checkpointing.save(self.run_dir, self.system, self.optimizers, state, self.config, data_sha256, options)
             except OSError as error:
-                failure = error
-        failure = broadcast_object(failure)
-        self.save_failures = 0 if failure is None else self.save_failures + 1
-        if failure is not None:
-            log.error("The checkpoint after %s images could not be written: %s", f"{self.nimg:,}", failure)
-            if self.save_failures >= MAX_SAVE_FAILURES:
-                raise failure
+                return error
+            return None
+
+        failure = on_rank_0(write)
+        if failure is None:
+            self.saved_nimg, self.save_failures = self.nimg, 0
+            return
+        self.save_failures += 1
+        log.error("The checkpoint after %s images could not be written: %s", f"{self.nimg:,}", failure)
+        if is_last or self.save_failures >= MAX_SAVE_FAILURES:
+            raise CheckpointError(
+                f"{self.run_dir}: the checkpoint after {self.nimg:,} images could not be written ({failure}). Make "
+                "room or mend the folder, then start the same command again: it goes on from the checkpoint before it."
+            )
 
     def _state(self) -> dict[str, Any]:
         """The counters of a checkpoint. Every rank must call it."""

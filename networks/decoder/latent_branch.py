@@ -23,13 +23,6 @@ def _conv1(channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), GroupNorm(min(32, channels), channels))
 
 
-def latent_branch_width(n_in: int, mapped: int | None, factor: int, shrinks: bool, process: str) -> int:
-    """Channels that a branch adds to its block: the configured width, else the latent's own."""
-    if mapped is not None:
-        return mapped
-    return n_in * factor**2 if shrinks and process == "unshuffle" else n_in
-
-
 def latent_branch(
     n_in: int, mapped: int | None, block_input_side: int, latent_side: int, activation: str, process: str
 ) -> tuple[nn.Sequential, int]:
@@ -44,18 +37,12 @@ def latent_branch(
     """
     if block_input_side < latent_side:
         factor = latent_side // block_input_side
-        width = latent_branch_width(n_in, mapped, factor, True, process)
-        if process == "pooling":
-            return nn.Sequential(nn.AvgPool2d(factor), _conv3(n_in, width, activation), _conv1(width)), width
-        return (
-            nn.Sequential(nn.PixelUnshuffle(factor), _conv3(n_in * factor**2, width, activation), _conv1(width)),
-            width,
-        )
+        shrink = nn.AvgPool2d(factor) if process == "pooling" else nn.PixelUnshuffle(factor)
+        shrunk = n_in if process == "pooling" else n_in * factor**2
+        width = mapped or n_in * factor**2
+        return nn.Sequential(shrink, _conv3(shrunk, width, activation), _conv1(width)), width
+    width = mapped or n_in
     factor = block_input_side // latent_side
-    width = latent_branch_width(n_in, mapped, factor, False, process)
     if factor == 1:
         return nn.Sequential(_conv3(n_in, width, activation), _conv1(width)), width
-    return (
-        nn.Sequential(_conv3(n_in, width * factor**2, activation), nn.PixelShuffle(factor), _conv1(width)),
-        width,
-    )
+    return nn.Sequential(_conv3(n_in, width * factor**2, activation), nn.PixelShuffle(factor), _conv1(width)), width

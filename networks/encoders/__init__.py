@@ -108,7 +108,8 @@ def resolve_family(vfm_name: str, family: str | None = None) -> str:
 
 def resolve_patch_size(vfm_name: str, family: str) -> int:
     """Side in pixels behind one token: the model's own config, else `patchN` in its name, else the family's."""
-    own = (model_config_of(vfm_name) or {}).get("patch_size")
+    values = model_config_of(vfm_name) or {}
+    own = values.get("patch_size", (values.get("vision_config") or {}).get("patch_size"))
     if isinstance(own, int):
         return own
     last = re.split(r"[/\\]", vfm_name.rstrip("/\\"))[-1]

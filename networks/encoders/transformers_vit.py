@@ -32,8 +32,8 @@ def load_pretrained(model_class: Any, vfm_name: str, revision: str | None, **opt
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, RuntimeError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"encoder.vfm_name: {vfm_name!r} could not be loaded ({first_line}). Give a folder that holds config.json "
             f"and weights, e.g. made with `hf download {vfm_name} --local-dir ...`."

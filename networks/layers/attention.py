@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks.layers.dot_product_attention import attend
 from networks.layers.norm import ChannelRMSNorm
 
 
@@ -31,9 +32,7 @@ class SelfAttention(nn.Module):
             rearrange(conv(n), "b (g d) h w -> b g (h w) d", g=self.heads) for conv in (self.to_q, self.to_k, self.to_v)
         )
         null_k, null_v = self.null_kv.to(k.dtype)[:, None, :, None].expand(-1, len(x), -1, -1, -1)
-        attended = F.scaled_dot_product_attention(
-            q, torch.cat([null_k, k], dim=2), torch.cat([null_v, v], dim=2)
-        )  # [B, heads, H*W, d]
+        attended = attend(q, torch.cat([null_k, k], dim=2), torch.cat([null_v, v], dim=2))  # [B, heads, H*W, d]
         return self.to_out(rearrange(attended, "b g (h w) d -> b (g d) h w", h=height))
 
 

@@ -9,6 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks.layers.dot_product_attention import attend
+
 
 class ProjectionAttention(nn.Module):
     """Self-attention from n_in to n_out channels.
@@ -20,6 +22,7 @@ class ProjectionAttention(nn.Module):
     def __init__(self, n_in: int, n_out: int, heads: int):
         super().__init__()
         inner = max(n_in, n_out)
+        assert n_in <= n_out or inner == heads * n_out, "averaged heads must be as wide as the output"
         self.heads = heads
         self.narrows = n_in > n_out
         self.qkv = nn.Linear(n_in, 3 * inner, bias=False)
@@ -32,14 +35,9 @@ class ProjectionAttention(nn.Module):
         bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias)
         q, k, v = rearrange(qkv, "b n (three g d) -> three b g n d", three=3, g=self.heads)
-        attended = F.scaled_dot_product_attention(q, k, v)  # [B, heads, N, d]
-        if self.narrows:
-            attended = attended.mean(dim=1)
-            if attended.shape[-1] != self.proj.in_features:
-                attended = F.adaptive_avg_pool1d(attended, self.proj.in_features)
-        else:
-            attended = rearrange(attended, "b g n d -> b n (g d)")
-        return self.proj(attended)
+        attended = attend(q, k, v)  # [B, heads, N, d]
+        merged = attended.mean(dim=1) if self.narrows else rearrange(attended, "b g n d -> b n (g d)")
+        return self.proj(merged)
 
 
 class GeGLU(nn.Module):

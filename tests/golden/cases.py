@@ -101,7 +101,9 @@ class Case:
         """Compare a tensor with the stored one: max |difference| <= tolerance * max(1, max |reference|)."""
         reference = self.tensors[name] if reference is None else reference
         assert found.shape == reference.shape, f"{name}: {tuple(found.shape)} instead of {tuple(reference.shape)}"
-        tolerance = self.facts.get("tolerance_overrides", {}).get(name, 1e-5)
+        stated = self.facts.get("tolerance")
+        common = stated if isinstance(stated, float | int) else 1e-5
+        tolerance = self.facts.get("tolerance_overrides", {}).get(name, common)
         limit = tolerance * max(1.0, reference.abs().max().item())
         difference = (found.detach().double() - reference.double()).abs().max().item()
         assert difference <= limit, f"{name}: differs by {difference:.3g}, allowed {limit:.3g}"

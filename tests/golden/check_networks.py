@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 
 import torch
@@ -73,9 +74,11 @@ SYNTHESIS_DEFAULTS = {
 }
 
 
-def tokenizer_config(kwargs: dict, family: str) -> TokenizerConfig:
+def tokenizer_config(kwargs: dict, vfm: dict) -> TokenizerConfig:
     """The reference's constructor arguments as a configuration."""
     given = {**CONSTRUCTOR_DEFAULTS, **kwargs}
+    # The patch size is that of the backbone, whatever the name says.
+    given["vfm_name"] = f"{vfm['family']}-patch{vfm['config']['patch_size']}"
     given.update({**SYNTHESIS_DEFAULTS, **given.pop("synthesis_kwargs", {})})
 
     def pick(model) -> dict:
@@ -84,7 +87,7 @@ def tokenizer_config(kwargs: dict, family: str) -> TokenizerConfig:
     fields = TokenizerConfig.model_fields
     return TokenizerConfig(
         img_resolution=given["img_resolution"],
-        encoder={**pick(fields["encoder"].annotation), "family": family},
+        encoder={**pick(fields["encoder"].annotation), "family": vfm["family"]},
         latent=pick(fields["latent"].annotation),
         decoder=pick(fields["decoder"].annotation),
         alignment_head=given.get("use_vf_loss", False),
@@ -107,7 +110,7 @@ def build_tiny_encoder(vfm: dict, config: TokenizerConfig):
 def build_tiny(case: Case) -> VFMVAETokenizer:
     """The tokenizer of a case, with filled weights, in eval mode."""
     family = case.facts["vfm"]["family"]
-    config = tokenizer_config(case.facts["generator_kwargs"], family)
+    config = tokenizer_config(case.facts["generator_kwargs"], case.facts["vfm"])
     model = VFMVAETokenizer(config, build_tiny_encoder(case.facts["vfm"], config))
     state = filled_state(case.facts["state_dict"])
     load_filled(model, {to_own_name(key, family=family): value for key, value in state.items()})
@@ -129,14 +132,16 @@ def check_tiny(case: Case) -> None:
     moments = model.compression(features)
     posterior = DiagonalGaussian(moments)
     eps = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(0))
-    z = posterior.sample(noise=eps)
+    z = posterior.sample(noise=case.tensors.get("eps", eps))
+    kwargs = case.facts["generator_kwargs"]
     checks |= {
         "z_before_quantize": lambda: moments,
         "mean": lambda: posterior.mean,
         "logvar_clamped": lambda: posterior.logvar,
         "eps": lambda: eps,
         "z_sample": lambda: z,
-        "kl_loss": lambda: posterior.kl().mean(),
+        "kl_loss": lambda: posterior.kl().mean() if kwargs.get("use_kl_loss") else torch.zeros(()),
+        "vf_loss": lambda: torch.zeros(()),
     }
     decoder = model.decoder
     expanded = decoder.expansion(posterior.mode())
@@ -146,13 +151,11 @@ def check_tiny(case: Case) -> None:
         "z_pooled": lambda: torch.nn.functional.adaptive_avg_pool2d(expanded, decoder.pooled_side).flatten(1),
         "w": lambda: decoder.style(expanded),
         "decode_img": lambda: decoded.reconstruction,
-        "decode_img_truncation_0.5": lambda: model.decode(posterior.mode(), truncation_psi=0.5).reconstruction,
         "forward_img": lambda: model.decode(z).reconstruction,
     }
     for i, image in enumerate(reversed(decoded.pyramid.values())):
         checks[f"decode_multiscale_{i}"] = lambda image=image: image
     if model.config.alignment_head:
-        kwargs = case.facts["generator_kwargs"]
         options = {
             name: kwargs.get(name, default)
             for name, default in (("distmat_margin", 0), ("cos_margin", 0), ("distmat_weight", 1), ("cos_weight", 1))
@@ -161,12 +164,13 @@ def check_tiny(case: Case) -> None:
         aligned_to = tokens_to_map(features.levels[last], features.grids[last])
         checks["vf_loss"] = lambda: vf_alignment_loss(model.alignment(z), aligned_to, **options)
     for name in case.tensors:
-        if name.startswith("z_before_quantize_eq_prior_"):
-            scale = float(name.rsplit("_", 1)[1])
-            small = EquivarianceTransform(scale, on_input=True)
+        if match := re.fullmatch(r"decode_img_truncation_([\d.]+)", name):
+            checks[name] = lambda psi=float(match[1]): model.decode(posterior.mode(), psi).reconstruction
+        if match := re.fullmatch(r"(z_before_quantize|decode_img)_eq_prior_([\d.]+)", name):
+            small = EquivarianceTransform(float(match[2]), on_input=True)
             of_small = model.encode(images, noise=torch.zeros(()), transform=small).posterior
-            checks[name] = lambda p=of_small: p.moments
-            checks[f"decode_img_eq_prior_{scale:g}"] = lambda p=of_small: model.decode(p.mode()).reconstruction
+            checks[f"z_before_quantize_eq_prior_{match[2]}"] = lambda p=of_small: p.moments
+            checks[f"decode_img_eq_prior_{match[2]}"] = lambda p=of_small: model.decode(p.mode()).reconstruction
     for name in case.tensors:
         if name != "img":
             assert name in checks, f"{case.name}: the stored tensor {name!r} has no counterpart"

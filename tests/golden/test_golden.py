@@ -56,7 +56,7 @@ def reason_to_come(case: Case) -> str | None:
             return "discrete mode"
         if kwargs.get("conditional"):
             return "conditional decoder"
-        if kwargs.get("use_cross_attn"):
+        if kwargs.get("use_cross_attn") and kwargs.get("attn_depths"):
             return "cross-attention"
         if not kwargs.get("use_convnext", True):
             return "decoder without ConvNeXt layers"
@@ -71,6 +71,8 @@ def reason_to_come(case: Case) -> str | None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     folder = metafunc.config.getoption("--golden-dir")
     cases = collect(Path(folder) if folder else HERE)
+    if not cases:
+        raise pytest.UsageError(f"--golden-dir {folder}: no golden cases (*.json) there")
     marks = [
         pytest.param(
             case,

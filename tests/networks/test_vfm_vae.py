@@ -12,8 +12,7 @@ from networks.config import TokenizerConfig
 from networks.encoders.loading import load_encoder
 from networks.equivariance import EquivarianceTransform
 from networks.vfm_vae import VFMVAETokenizer
-from tests.golden.cases import fill
-from tests.tiny import tiny_values
+from tests.tiny import fill_weights, tiny_values
 
 PUBLISHED = "configs/vfm_vae_f16d32_siglip2_stage_{}.yaml"
 
@@ -43,13 +42,7 @@ def tiny_config(tiny_encoder, tiny_data, tmp_path) -> TokenizerConfig:
 def tiny_tokenizer(tiny_config) -> VFMVAETokenizer:
     """The tiny tokenizer with filled weights, so that nothing is zero that could hide a mistake."""
     model = VFMVAETokenizer(tiny_config, load_encoder(tiny_config.encoder))
-    state = model.trainable_parts().state_dict()
-    filled = {
-        name: fill(to_reference_name(name), list(value.shape))
-        for name, value in state.items()
-        if name.rsplit(".", 1)[-1] not in ("blur_kernel", "k_bias")
-    }
-    model.load_state_dict(filled, strict=False)
+    fill_weights(model)
     return model
 
 

@@ -13,7 +13,8 @@ from common.errors import CheckpointError
 from tests.trainer.conftest import build_trainer, run_until, state_of
 from trainer.metrics import read_log
 
-STEPS = 6  # 24 images in batches of 4; an epoch has 20, so the last step crosses its end
+# 24 images in batches of 4: an epoch of 20 ends inside the run; ticks (and checkpoints) end after steps 1, 3, 5 and 6.
+STEPS = 6
 NOT_COMPARED = ("timing/", "resources/")
 
 
@@ -36,7 +37,7 @@ def unbroken(tiny_encoder, tiny_data, tmp_path_factory):
     return state_of(trainer), comparable(run_dir)
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 5])
+@pytest.mark.parametrize("stop_at", [1, 2, 4])
 def test_resuming_is_exact_to_the_last_bit(make_config, unbroken, stop_at: int) -> None:
     config = make_config()
     stopped = run_until(build_trainer(config), stop_at)
@@ -50,6 +51,25 @@ def test_resuming_is_exact_to_the_last_bit(make_config, unbroken, stop_at: int) 
     difference = max((found[name].double() - expected_state[name].double()).abs().max().item() for name in found)
     assert difference == 0
     assert comparable(Path(config.run.run_dir)) == expected_log
+
+
+def test_resuming_is_exact_in_bf16_with_accumulation_and_workers(make_config, tmp_path) -> None:
+    states = []
+    for name, stops in (("unbroken", []), ("stopped", [2, 5])):
+        changes = {
+            "run.run_dir": str(tmp_path / name),
+            "training.precision": "bf16",
+            "training.channels_last": True,
+            "training.fused_optimizer": True,
+            "training.accumulate_gradients": 2,
+            "data.workers": 1,
+        }
+        config = make_config(changes=changes)
+        for stop in stops:
+            run_until(build_trainer(config), stop)
+        states.append(state_of(run_until(build_trainer(config))))
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert comparable(tmp_path / "unbroken") == comparable(tmp_path / "stopped")
 
 
 def test_the_run_differs_with_its_seed(make_config, unbroken) -> None:
@@ -101,6 +121,40 @@ def test_damaged_checkpoint_is_passed_over_for_the_one_before_it(make_config, un
     assert before.exists()
     state = state_of(resumed)
     assert all(torch.equal(state[name], expected) for name, expected in unbroken[0].items())
+
+
+def test_a_damaged_checkpoint_never_outlives_the_good_one(make_config) -> None:
+    config = make_config(changes={"checkpoint.keep_last": 1})
+    run_until(build_trainer(config), 3)
+    run_dir = Path(config.run.run_dir)
+    (good,) = list_checkpoints(run_dir)
+    damaged = good.with_name("checkpoint-000000000099")
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("{}")
+    resumed = run_until(build_trainer(config), 4)
+    assert resumed.step == 4
+    assert [path.name for path in list_checkpoints(run_dir)] == ["checkpoint-000000000016"]
+    assert len(list((run_dir / "checkpoints").glob("damaged-*"))) == 1
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_from_scratch(make_config) -> None:
+    config = make_config()
+    run_until(build_trainer(config), 1)
+    for folder in list_checkpoints(config.run.run_dir):
+        (folder / "model.safetensors").unlink()
+    log = (Path(config.run.run_dir) / "log.jsonl").read_text()
+    with pytest.raises(CheckpointError, match="all 1 checkpoints are damaged"):
+        run_until(build_trainer(config))
+    assert (Path(config.run.run_dir) / "log.jsonl").read_text() == log
+
+
+def test_other_data_under_the_same_configuration_is_refused(make_config, tmp_path) -> None:
+    from tests.tiny import write_data
+
+    run_until(build_trainer(make_config()), 1)
+    other = write_data(tmp_path / "other", samples=21)
+    with pytest.raises(CheckpointError, match=r"data\.path holds other shards or samples"):
+        run_until(build_trainer(make_config(changes={"data.path": str(other)})))
 
 
 def test_rotation_keeps_the_newest_and_every_nth(make_config) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from common.errors import UserError
+from common.checkpoint_folder import list_checkpoints
+from common.errors import CheckpointError, UserError
 from losses.vf_alignment import vf_alignment_loss
-from networks.checkpoint import to_reference_name
 from networks.compression import tokens_to_map
-from tests.golden.cases import fill
+from tests.tiny import fill_weights
 from tests.trainer.conftest import build_trainer, run_until, state_of
 from trainer.systems.base import MicroStep
 
@@ -22,13 +24,7 @@ def filled(make_config):
 
     def make(**changes):
         trainer = build_trainer(make_config(changes=changes))
-        model = trainer.system.tokenizer
-        state = {
-            name: fill(to_reference_name(name), list(value.shape))
-            for name, value in model.trainable_parts().state_dict().items()
-            if name.rsplit(".", 1)[-1] not in ("blur_kernel", "k_bias")
-        }
-        model.load_state_dict(state, strict=False)
+        fill_weights(trainer.system.tokenizer)
         return trainer
 
     return make
@@ -113,47 +109,115 @@ def test_a_train_mode_that_selects_nothing_is_refused(make_config) -> None:
         build_trainer(make_config(changes=changes))
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_names_rank_and_term(make_config, caplog) -> None:
+def spoil(trainer, make):
+    """Let a system's report or gradients be changed after each backward pass."""
+    system, backward_pass = trainer.system, trainer.system.backward
+
+    def spoilt(phase, batch, at):
+        return make(phase, backward_pass(phase, batch, at))
+
+    system.backward = spoilt
+
+
+def nan_in_a_term(phase, report):
+    return {**report, "loss/kl": report["loss/kl"] * float("nan")}
+
+
+def nan_in_a_gradient(phase, report):
+    next(iter(phase.parameters.values())).grad[0] = float("inf")
+    return report
+
+
+@pytest.mark.parametrize(
+    ("make", "named"), [(nan_in_a_term, "loss/kl = nan"), (nan_in_a_gradient, "gradient_norm/generator = inf")]
+)
+def test_a_step_that_is_not_finite_changes_nothing_and_names_rank_and_term(make_config, caplog, make, named) -> None:
     trainer = build_trainer(make_config())
     trainer._start()
-    system, spoilt = trainer.system, trainer.system.backward
-
-    def with_nan(phase, batch, at):
-        report = spoilt(phase, batch, at)
-        return {**report, "loss/kl": report["loss/kl"] * float("nan")}
-
-    system.backward = with_nan
+    trainer._start_clocks()
+    batches = trainer.data.micro_batches(0)
+    trainer.train_step(batches)
+    spoil(trainer, make)
     before = state_of(trainer)
-    trainer._data_seconds = trainer._clock = 0.0
-    trainer.train_step(trainer.data.micro_batches(0))
+    trainer.train_step(batches)
     after = state_of(trainer)
-    unchanged = {name for name in before if "x_avg" not in name}
-    assert all(torch.equal(before[name], after[name]) for name in unchanged)
-    assert "step 0 is left out, not finite on rank 0: loss/kl = nan" in caplog.text
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"raw/decoder.mapping.x_avg"}  # follows the data, not the optimiser
+    assert f"step 1 is left out, not finite on rank 0: {named}" in caplog.text
+
+
+def test_running_mean_of_styles_never_takes_a_value_that_is_not_finite() -> None:
+    from networks.decoder.mapping import MappingNetwork
+
+    mapping = MappingNetwork(4, 4)
+    mapping(torch.full((2, 4), float("nan")), update_average=True)
+    assert torch.equal(mapping.x_avg, torch.zeros(4))
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_run(make_config) -> None:
     trainer = build_trainer(make_config(changes={"training.max_skipped_steps": 2}))
-    spoilt = trainer.system.backward
-    trainer.system.backward = lambda *a: {**spoilt(*a), "loss/kl": torch.tensor(float("inf"))}
+    spoil(trainer, nan_in_a_term)
     with pytest.raises(UserError, match="2 steps in a row were not finite"):
         run_until(trainer)
 
 
 def test_a_full_disk_leaves_the_training_and_the_last_checkpoint_alone(make_config, monkeypatch, caplog) -> None:
+    """What safetensors raises when the disk is full, at the second of three checkpoints."""
+    from safetensors import SafetensorError
+
     from trainer import checkpointing
 
-    save, calls = checkpointing.save, []
+    save_file, files = checkpointing.save_file, []
 
-    def save_or_fail(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        return save(*arguments)
+    def save_or_fail(tensors, path):
+        files.append(path)
+        if len(files) == 4:  # three files a checkpoint
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save_file(tensors, path)
 
-    monkeypatch.setattr(checkpointing, "save", save_or_fail)
+    monkeypatch.setattr(checkpointing, "save_file", save_or_fail)
     config = make_config(changes={"checkpoint.keep_last": 9})
     trainer = run_until(build_trainer(config))
     assert trainer.nimg == 24
-    assert len(calls) == 3
-    assert "could not be written: [Errno 28] No space left on device" in caplog.text
+    assert "The checkpoint after 20 images could not be written" in caplog.text
+    names = [folder.name for folder in list_checkpoints(config.run.run_dir)]
+    assert names == ["checkpoint-000000000012", "checkpoint-000000000024"]
+    assert not list((Path(config.run.run_dir) / "checkpoints").glob(".*"))
+
+
+def test_a_run_whose_last_checkpoint_fails_is_an_error(make_config, monkeypatch) -> None:
+    from trainer import checkpointing
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpointing, "save", fail)
+    config = make_config(changes={"training.kimg_per_tick": 1.0})
+    with pytest.raises(CheckpointError, match=r"after 24 images could not be written .*Make room"):
+        run_until(build_trainer(config))
+
+
+def test_optimiser_state_returns_in_the_parameters_memory_layout() -> None:
+    from trainer.config import AdamConfig
+    from trainer.optimizer import build_adam, load_optimizer_tensors, optimizer_tensors
+
+    def network():
+        torch.manual_seed(0)
+        return torch.nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+
+    def step(module, optimizer, times):
+        images = torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        for _ in range(times):
+            optimizer.zero_grad()
+            module(images).square().mean().backward()
+            optimizer.step()
+
+    whole, resumed = network(), network()
+    optimizers = [build_adam(dict(m.named_parameters()), AdamConfig(lr=0.1), fused=True) for m in (whole, resumed)]
+    step(whole, optimizers[0], 1)
+    resumed.load_state_dict(whole.state_dict())
+    tensors = optimizer_tensors(optimizers[0], dict(whole.named_parameters()))
+    load_optimizer_tensors(optimizers[1], dict(resumed.named_parameters()), tensors)
+    step(whole, optimizers[0], 2)
+    step(resumed, optimizers[1], 2)
+    assert torch.equal(whole.weight, resumed.weight)

@@ -17,7 +17,7 @@ from common.value_range import signed_to_unit, uint8_to_unit, unit_to_signed, un
 from losses.adaptive_weight import adaptive_weight
 from losses.interfaces import LossInputs
 from losses.objective import Objective, Value, total
-from networks.checkpoint import load_weights, read_weights, require_same_encoder
+from networks.checkpoint import has_noise_maps, load_weights, read_weights, require_same_encoder
 from networks.compression import tokens_to_map
 from networks.encoders.loading import encoder_fingerprint, load_encoder
 from networks.equivariance import IDENTITY, EquivarianceTransform, draw_transform
@@ -50,7 +50,7 @@ class VFMVAESystem:
         self.encoder_sha256 = encoder_fingerprint(encoder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_seed(config.run.random_seed, "initial weights"))
-            tokenizer = VFMVAETokenizer(config.tokenizer(), encoder)
+            tokenizer = VFMVAETokenizer(config.tokenizer(), encoder, noise=_has_noise(config))
         self.selection = select_trainable(tokenizer, config.training)
         memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
         self.tokenizer = tokenizer.to(device, memory_format=memory_format)
@@ -61,12 +61,7 @@ class VFMVAESystem:
         self.averages: dict[str, nn.Module] = {"tokenizer": self.average.trainable_parts()}
         self.generator: nn.Module = self.tokenizer
         if world_size() > 1:
-            self.generator = DistributedDataParallel(
-                self.tokenizer,
-                broadcast_buffers=False,
-                # Without the multi-scale loss nothing reads the RGB layers below the last.
-                find_unused_parameters="multiscale_pixel" not in self.objective,
-            )
+            self.generator = DistributedDataParallel(self.tokenizer, broadcast_buffers=False)
         parameters = trained_parameters(self.tokenizer)
         self.phases = [Phase("generator", self.generator, parameters, config.optimizer.generator)]
 
@@ -98,8 +93,8 @@ class VFMVAESystem:
         terms with the weights that were used.
         """
         z, z_leaf = output.latent.z, output.decoder_input
-        if image_values:
-            (total(image_values) * share).backward()
+        images = [output.decoded.reconstruction, *output.decoded.pyramid.values()]
+        (total(image_values, touching=images) * share).backward()
         decoder_gradient = torch.zeros_like(z) if z_leaf.grad is None else z_leaf.grad
         latent_values = dict(latent_values)
         if not z.requires_grad:  # the encoder side is frozen
@@ -109,11 +104,9 @@ class VFMVAESystem:
             (from_images,) = torch.autograd.grad(z, last, decoder_gradient / share, retain_graph=True)
             (from_vf,) = torch.autograd.grad(vf.loss, last, retain_graph=True)
             latent_values["vf"] = Value(vf.loss, vf.weight * adaptive_weight(from_images, from_vf))
-        roots, gradients = [z], [decoder_gradient]
-        if latent_values:
-            roots.append(total(latent_values) * share)
-            gradients.append(torch.ones_like(roots[1]))
-        torch.autograd.backward(roots, gradients)
+        projected = [] if output.latent.projected is None else [output.latent.projected]
+        latent_total = total(latent_values, touching=[z, *projected]) * share
+        torch.autograd.backward([z, latent_total], [decoder_gradient, torch.ones_like(latent_total)])
         return latent_values
 
     def _draw_transform(self, at: MicroStep) -> EquivarianceTransform:
@@ -148,8 +141,8 @@ class VFMVAESystem:
     def _report(self, image_values: Mapping[str, Value], latent_values: Mapping[str, Value]) -> dict[str, Tensor]:
         values = {**image_values, **latent_values}
         report = {f"loss/{name}": value.loss for name, value in values.items()}
-        report |= {f"loss/{name}": value for name, value in self.objective.details().items()}
-        report["loss/total"] = total(values)
+        report |= {f"loss/{name}": value for name, value in self.objective.details(values).items()}
+        report["loss/total"] = total(values, touching=[torch.zeros((), device=self.device)])
         if "vf" in values:
             report["weight/vf"] = torch.as_tensor(values["vf"].weight, device=self.device)
         return {name: value.detach().float() for name, value in report.items()}
@@ -169,7 +162,7 @@ class VFMVAESystem:
         }
 
     def require_same_frozen_parts(self, manifest: Mapping[str, Any], where: str) -> None:
-        require_same_encoder(self.tokenizer.encoder, manifest["encoder"]["sha256"], where)
+        require_same_encoder(self.encoder_sha256, manifest["encoder"]["sha256"], where)
 
     def frozen_tensors(self) -> dict[str, Tensor]:
         return {f"encoder.{name}": value for name, value in self.tokenizer.encoder.state_dict().items()}
@@ -193,3 +186,10 @@ class VFMVAESystem:
         posterior = self.average.encode(uint8_to_unit(images.to(self.device)), noise=torch.zeros(())).posterior
         reconstruction = self.average.decode(posterior.mode()).reconstruction
         return unit_to_uint8(signed_to_unit(reconstruction), "nearest")
+
+
+def _has_noise(config: VFMVAEExperiment) -> bool:
+    """Whether the decoder carries noise maps: what the configuration says, else what the initial weights have."""
+    if config.decoder.legacy is not None or config.training.init_from is None:
+        return bool(config.decoder.legacy)
+    return has_noise_maps(read_weights(config.training.init_from))

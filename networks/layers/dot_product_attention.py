@@ -1,0 +1,19 @@
+"""Softmax attention, in the precision that is fastest on the device."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from common.precision import full_precision
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v on [B, heads, N, d].
+
+    In fp32 on the CPU, where the bf16 kernel is several times slower on sequences of this length.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v)
+    with full_precision(q.device):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
