@@ -36,7 +36,7 @@ def test_the_steps_run_in_order_from_any_folder(checkout):
     assert run(checkout).returncode == 0
     photographs, training, reconstruct, evaluate, report = calls(checkout)
     assert photographs == (
-        "tools/quickstart/photographs.py --output-dir runs/quickstart-data --held-out chelsea,flower"
+        "tools/quickstart/photographs.py --output-dir runs/quickstart-data --held-out chelsea,flower --stored-size 128"
     )
     assert training.startswith("-m torch.distributed.run --standalone --nproc_per_node=1 train.py")
     assert training.endswith(
