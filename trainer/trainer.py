@@ -87,6 +87,7 @@ class Trainer:
         self._start()
         if self.nimg >= self.total_nimg:
             log.info("This run is complete: %s images seen, %s wanted.", f"{self.nimg:,}", f"{self.total_nimg:,}")
+            self.backend.close()
             return True
         batches = self.data.micro_batches(self.step)
         bar = self._progress_bar()

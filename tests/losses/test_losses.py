@@ -157,3 +157,27 @@ def test_target_transform_matches_the_turn_of_the_latent() -> None:
     assert torch.equal(transform.apply_to_target(images, "bilinear"), transform.apply_to_latent(images))
     clockwise = images.flip(-2).transpose(-1, -2)
     assert torch.equal(transform.apply_to_latent(images), clockwise)
+
+
+def test_lpips_loss_runs_on_a_local_trunk_file(tmp_path) -> None:
+    """A trunk of torchvision's layout, as the configuration names it; a distance that grows with the difference."""
+    from losses.config import LPIPSConfig
+    from losses.lpips import LPIPSLoss
+    from tests.golden.cases import fill
+
+    shapes = golden("training_lpips").facts["upstream_state_dict"]
+    trunk = {}
+    for key, entry in shapes.items():
+        if key.startswith("net.slice"):
+            layer = key.split(".", 2)[2]
+            trunk[f"features.{layer}"] = fill(key, entry["shape"])
+    torch.save(trunk, tmp_path / "vgg16.pth")
+    loss = LPIPSLoss(LPIPSConfig(weight=1.0, vgg16_path=str(tmp_path / "vgg16.pth")))
+    target = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    near = (0.9 * target).requires_grad_()
+    value = loss(LossInputs(target, near))
+    (gradient,) = torch.autograd.grad(value, near)
+    assert loss(LossInputs(target, target)).item() == 0
+    assert 0 < value.item() < loss(LossInputs(target, -target)).item()
+    assert gradient.abs().max() > 0
+    assert not any(p.requires_grad for p in loss.parameters())
