@@ -68,17 +68,36 @@ class RandomHorizontalFlip:
 
 @dataclass(frozen=True)
 class RandomColors:
-    """Random permutation of the colour channels, then random inversion: many more colours from few photographs."""
+    """Random permutation of the colour channels, inversion, and gain and offset of each channel.
+
+    Makes many more colours from few photographs: a small model on a handful of them otherwise learns which colours
+    to expect rather than which it sees.
+    """
 
     p_permutation: float = 0.6
     p_inversion: float = 0.15
+    p_jitter: float = 0.5
+    gain: tuple[float, float] = (0.4, 1.1)
 
     def __call__(self, pixels: np.ndarray, draws: random.Random) -> np.ndarray:
         if draws.random() < self.p_permutation:
             pixels = pixels[:, :, draws.sample(range(3), 3)]
         if draws.random() < self.p_inversion:
             pixels = 255 - pixels
+        if draws.random() < self.p_jitter:
+            pixels = self._jitter(pixels, draws)
         return pixels
+
+    def _jitter(self, pixels: np.ndarray, draws: random.Random) -> np.ndarray:
+        """Each channel's range is scaled by a gain and moved to a random place within 0 to 255."""
+        levels = np.arange(256, dtype=np.float32)
+        jittered = np.empty_like(pixels)
+        for channel in range(3):
+            gain = draws.uniform(*self.gain)
+            offset = draws.uniform(0, 255 * (1 - gain))
+            table = np.clip(levels * gain + offset, 0, 255).round().astype(np.uint8)
+            jittered[:, :, channel] = table[pixels[:, :, channel]]
+        return jittered
 
 
 @dataclass(frozen=True)

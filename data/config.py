@@ -23,7 +23,9 @@ class DataConfig(StrictModel):
         None, description="List of sample keys to keep: .txt, .json, or a .pkl of a list of strings."
     )
     data_augmentation: bool = Field(True, description="Random square crop and horizontal flip; else a centre crop.")
-    color_augmentation: bool = Field(False, description="Random channel permutation and inversion (small data sets).")
+    color_augmentation: bool = Field(
+        False, description="Random channel permutation, inversion, gain and offset (small data sets)."
+    )
     one_epoch: bool = Field(False, description="End the run when every sample has been seen once.")
     shuffle_window_shards: PositiveInt = Field(16, description="Samples are permuted within windows of so many shards.")
     workers: NonNegativeInt = Field(3, description="Loader processes per rank; 0: the training process itself.")

@@ -65,7 +65,7 @@ def test_flip_mirrors_half_of_the_images():
 def test_colours_are_permuted_and_inverted_as_often_as_stated():
     image = np.broadcast_to(np.array([10, 20, 30], np.uint8), (2, 2, 3))
     draws = random.Random(0)
-    found = Counter(tuple(RandomColors()(image, draws)[0, 0].tolist()) for _ in range(6000))
+    found = Counter(tuple(RandomColors(p_jitter=0)(image, draws)[0, 0].tolist()) for _ in range(6000))
     assert set(found) == {
         tuple(abs(base - v) for v in order)
         for base in (0, 255)
@@ -75,3 +75,17 @@ def test_colours_are_permuted_and_inverted_as_often_as_stated():
     inverted = sum(count for colour, count in found.items() if min(colour) > 100)
     assert unchanged / 6000 == pytest.approx(0.4 + 0.6 / 6, abs=0.03)
     assert inverted / 6000 == pytest.approx(0.15, abs=0.02)
+
+
+def test_jitter_scales_and_moves_each_channel_within_the_range():
+    ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (256, 1, 3))
+    gains = []
+    for seed in range(200):
+        found = RandomColors(p_permutation=0, p_inversion=0, p_jitter=1)(ramp, random.Random(seed)).astype(int)
+        for channel in range(3):
+            values = found[:, 0, channel]
+            assert (np.diff(values) >= 0).all()
+            gains.append((values.max() - values.min()) / 255)
+    assert 0.39 <= min(gains) < 0.45
+    assert max(gains) == 1
+    assert np.mean(gains) == pytest.approx(0.74, abs=0.03)
