@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class WandbBackend:
 
             id_file = run_dir / "wandb_run_id.txt"
             if not id_file.exists():
-                id_file.write_text(wandb.util.generate_id(), encoding="ascii")
+                id_file.write_text(uuid.uuid4().hex[:12], encoding="ascii")
             self._run = wandb.init(
                 project=config.wandb_project_name,
                 name=config.wandb_run_name,
