@@ -104,6 +104,3 @@ class LPIPSLoss(Loss):
 
     def forward(self, inputs: LossInputs) -> Tensor:
         return self.lpips(inputs.target, inputs.reconstruction).mean()
-
-
-__all__ = ["LPIPS", "LPIPSLoss", "find_trunk", "load_lpips"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from common.errors import ShapeError, UserError
@@ -18,8 +19,6 @@ def load_pretrained(model_class: Any, vfm_name: str, revision: str | None, **opt
 
     Raises: UserError if the folder or hub id cannot be loaded, or lacks weights.
     """
-    import torch
-
     path = os.path.expanduser(vfm_name)
     is_folder = os.path.isdir(path)
     if not is_folder and (vfm_name.count("/") > 1 or vfm_name.startswith((".", "/", "~"))):
