@@ -71,3 +71,17 @@ class TokenizerOutput:
     latent: Latent
     decoder_input: Tensor
     decoded: Decoded
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the discriminators say of a batch of images. Higher logits mean "real".
+
+    Attributes:
+        projected: logits of the projected (StyleGAN-T) discriminator, [B, heads * patches]; None without it.
+        patches: the PatchGAN's maps at full, half and quarter scale: of each the outputs of its layers, [B, C, h, w],
+            the logits [B, 1, h, w] last (and alone where intermediate features are not kept); None without it.
+    """
+
+    projected: Tensor | None = None
+    patches: list[list[Tensor]] | None = None
