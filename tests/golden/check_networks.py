@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from losses.vf_alignment import vf_alignment_loss
-from networks.checkpoint import (
+from networks.checkpoint.names import (
     CONVNEXT,
     MAPPING,
     PROJECTION,

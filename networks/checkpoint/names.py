@@ -1,0 +1,144 @@
+"""The names of weights: this project's own, and the reference's.
+
+`to_reference_name` and `to_own_name` are the one table between them; the frozen encoder's weights are also renamed
+between transformers 5 (here) and 4.50 (there).
+"""
+
+from __future__ import annotations
+
+import re
+
+# Rows of (own, reference); {} stands for a number. What a row does not name (weight, bias) is the same in both.
+
+Rows = list[tuple[str, str]]
+
+
+def _below(own: str, reference: str, rows: Rows) -> Rows:
+    return [(f"{own}.{a}" if a else own, f"{reference}.{b}" if b else reference) for a, b in rows]
+
+
+PROJECTION: Rows = _below(
+    "blocks.{}",
+    "blocks.{}",
+    [
+        ("norm_attn", "norm1"),
+        ("attn.qkv", "attn.qkv"),
+        ("attn.q_bias", "attn.q_bias"),
+        ("attn.k_bias", "attn.zero_k_bias"),
+        ("attn.v_bias", "attn.v_bias"),
+        ("attn.proj", "attn.proj"),
+        ("norm_skip", "norm3"),
+        ("skip", "proj"),
+        ("norm_mlp", "norm2"),
+        ("mlp.norm", "mlp.norm"),
+        ("mlp.gate", "mlp.w0"),
+        ("mlp.value", "mlp.w1"),
+        ("mlp.out", "mlp.w2"),
+    ],
+)
+CONVNEXT: Rows = [
+    ("affine", "affine_pw1.proj"),
+    ("depthwise", "dwconv"),
+    ("norm", "norm"),
+    ("expand_weight", "pwconv1.weight"),
+    ("expand_bias", "pwconv1.bias"),
+    ("project", "pwconv2"),
+    ("gamma", "gamma"),
+    ("noise", "noise_const"),
+    ("noise_strength", "noise_strength"),
+]
+UPSAMPLER: Rows = [
+    ("norm", "norm"),
+    ("depthwise", "depthwise"),
+    ("pointwise", "pointwise"),
+    ("blur_kernel", "blur_weight"),
+]
+TO_RGB: Rows = [("affine", "affine.proj"), ("weight", "weight"), ("bias", "bias")]
+SELF_ATTENTION: Rows = [
+    ("attn.norm", "attn.norm"),
+    ("attn.null_kv", "attn.null_kv"),
+    *[(f"attn.{name}", f"attn.{name}") for name in ("to_q", "to_k", "to_v", "to_out")],
+    ("ff_norm", "ff.0"),
+    ("ff_in", "ff.1"),
+    ("ff_out", "ff.3"),
+]
+MAPPING: Rows = [("mlp.{}", "mlp.fc{}"), ("x_avg", "x_avg")]
+_WIDTH_PROJECTION: Rows = [*PROJECTION, ("weight", "weight"), ("bias", "bias")]  # attnproj, or conv
+_BLOCK: Rows = [
+    *_below("upsample", "seperate_upsample_conv", UPSAMPLER),
+    *_below("skip_upsample", "last_upsample_conv", UPSAMPLER),
+    *_below("layers.0", "conv0", CONVNEXT),
+    *_below("layers.{+1}", "convs1.{}", CONVNEXT),
+    *_below("attention.{}", "self_attns.{}", SELF_ATTENTION),
+    *_below("to_rgb", "torgb", TO_RGB),
+]
+TOKENIZER: Rows = [
+    *_below("compression.projections.{}", "ldm_adapter.patch_quants.{}.0", _WIDTH_PROJECTION),
+    *_below("compression.head", "ldm_adapter.final_quant", _WIDTH_PROJECTION),
+    ("alignment.projection", "ldm_adapter.linear_proj"),
+    *_below("decoder.expansion.projection", "ldm_adapter.post_quant", _WIDTH_PROJECTION),
+    *_below("decoder.mapping", "mapping", MAPPING),
+    ("decoder.latent_branches.{}.{}.{}", "synthesis.z_convs.{}.{}.{}"),
+    *_below("decoder.blocks.{}", "synthesis.blocks.{}", _BLOCK),
+]
+ENCODER_PREFIX = ("encoder.backbone.", "vfm_encoder.encoder.vision_model.")
+
+# Encoder weights: (transformers 5, transformers 4.50), per family; a name that fits no row is the same in both.
+ENCODER_RENAMES: dict[str, Rows] = {
+    "siglip2": [(part, f"vision_model.{part}") for part in ("embeddings", "encoder.layers", "post_layernorm", "head")],
+    "dinov2": [
+        *[
+            (f"encoder.layer.{{}}.attention.{a}_proj", f"encoder.layer.{{}}.attention.attention.{b}")
+            for a, b in (("q", "query"), ("k", "key"), ("v", "value"))
+        ],
+        ("encoder.layer.{}.attention.o_proj", "encoder.layer.{}.attention.output.dense"),
+    ],
+}
+
+
+def _pattern(template: str) -> re.Pattern:
+    return re.compile(re.escape(template).replace(r"\{\}", r"(\d+)").replace(r"\{\+1\}", r"(\d+)") + r"(?=\.|$)")
+
+
+def _rename(name: str, rows: Rows, to_reference: bool) -> str | None:
+    for own, reference in rows:
+        source, target = (own, reference) if to_reference else (reference, own)
+        match = _pattern(source).match(name)
+        if match is None:
+            continue
+        numbers = [int(n) for n in match.groups()]
+        if "{+1}" in own:  # the last number counts from 1 here and from 0 there
+            numbers[-1] += -1 if to_reference else 1
+        if min(numbers, default=0) < 0:
+            continue
+        filled = target.replace("{+1}", "{}").format(*numbers)
+        return filled + name[match.end() :]
+    return None
+
+
+def to_reference_name(name: str, rows: Rows = TOKENIZER, family: str | None = None) -> str:
+    """This project's name of a weight -> the reference's.
+
+    Args:
+        name: e.g. `decoder.blocks.0.to_rgb.weight`, or `encoder.backbone...` with the encoder's `family`.
+        rows: the table; that of a single layer for names inside it.
+
+    Raises: KeyError if the table has no row for it.
+    """
+    return _translate(name, rows, family, to_reference=True)
+
+
+def to_own_name(name: str, rows: Rows = TOKENIZER, family: str | None = None) -> str:
+    """The reference's name of a weight -> this project's; the inverse of `to_reference_name`."""
+    return _translate(name, rows, family, to_reference=False)
+
+
+def _translate(name: str, rows: Rows, family: str | None, to_reference: bool) -> str:
+    source, target = ENCODER_PREFIX if to_reference else ENCODER_PREFIX[::-1]
+    if name.startswith(source):
+        inner = name.removeprefix(source)
+        return target + (_rename(inner, ENCODER_RENAMES.get(family or "", []), to_reference) or inner)
+    renamed = _rename(name, rows, to_reference)
+    if renamed is None:
+        raise KeyError(name)
+    return renamed
