@@ -35,16 +35,18 @@ from data.config import DataConfig
 from losses import LOSSES
 from networks.config import (
     EQUIVARIANCE_SCALES,
+    LOCAL_BATCH,
     DecoderConfig,
+    DiscriminatorConfig,
     EncoderConfig,
     LatentConfig,
     TokenizerConfig,
     geometry_problem,
+    local_groups,
     tokenizer_relations,
 )
 from trainer.config import (
     CheckpointConfig,
-    DiscriminatorConfig,
     EquivarianceConfig,
     LoggingConfig,
     OptimizerConfig,
@@ -128,13 +130,21 @@ def _no_loss(c) -> str | None:
 
 
 def _batch_divides(c) -> str | None:
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    if c.training.batch_size % (ranks * c.training.accumulate_gradients):
+    if c.training.batch_size % _micro_batches(c):
         return (
-            f"{c.training.batch_size} is not divisible by {ranks} ranks x "
+            f"{c.training.batch_size} is not divisible by {_ranks()} ranks x "
             f"training.accumulate_gradients {c.training.accumulate_gradients}."
         )
     return None
+
+
+def _ranks() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _micro_batches(c) -> int:
+    """Micro-batches per optimiser step, over all ranks."""
+    return _ranks() * c.training.accumulate_gradients
 
 
 def _windows(name: str):
@@ -210,6 +220,22 @@ def _needs_switch(loss: str, switch: str) -> Relation:
     return Relation((f"losses.{loss}.weight", f"discriminator.{switch}"), check)
 
 
+def _dino_path_is_used(c) -> str | None:
+    if c.discriminator.dino_path is None or c.discriminator.backbone == "dino_vits16":
+        return None
+    return f"found {json.dumps(c.discriminator.dino_path)}, but discriminator.backbone is {c.discriminator.backbone}."
+
+
+def _micro_batch_fits_local_norm(c) -> str | None:
+    micro_batch, left_over = divmod(c.training.batch_size, _micro_batches(c))
+    if not c.discriminator.enabled or left_over or local_groups(micro_batch):
+        return None
+    return (
+        f"leaves micro-batches of {micro_batch} images; the discriminators normalise over groups of at most "
+        f"{LOCAL_BATCH}, so give at most {LOCAL_BATCH} or a multiple of {LOCAL_BATCH} images."
+    )
+
+
 RELATIONS: tuple[Relation, ...] = (
     *tokenizer_relations("data.resolution", lambda c: c.data.resolution),
     Relation(("encoder.patch_from_layers", "losses.vf"), _vf_needs_last_layer),
@@ -243,6 +269,8 @@ RELATIONS: tuple[Relation, ...] = (
     _needs_switch("patchgan", "use_patchgan_discriminator"),
     _needs_switch("feature_matching", "use_patchgan_discriminator"),
     _needs_switch("feature_matching", "get_interm_feat"),
+    Relation(("discriminator.dino_path", "discriminator.backbone"), _dino_path_is_used),
+    Relation(("training.batch_size", "training.accumulate_gradients"), _micro_batch_fits_local_norm),
 )
 
 

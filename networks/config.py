@@ -1,4 +1,7 @@
-"""Configuration of a tokenizer: encoder, latent, decoder. Leaf keys keep the published names. Imports no torch."""
+"""Configuration of the networks: the tokenizer (encoder, latent, decoder) and the discriminators.
+
+Leaf keys keep the published names. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,13 @@ from common.errors import UserError
 from networks.encoders import FAMILIES, resolve_family, resolve_patch_size
 
 EQUIVARIANCE_SCALES = (0.25, 0.5, 0.75)  # factors below 1 that the equivariance regularisation draws from
+LOCAL_BATCH = 8  # most images that a discriminator's local batch norm normalises together
+
+
+def local_groups(batch: int) -> int | None:
+    """Into how many equal groups of at most `LOCAL_BATCH` a batch is cut; None where it cannot be."""
+    groups = -(-batch // LOCAL_BATCH)
+    return groups if batch % groups == 0 else None
 
 
 class EncoderConfig(StrictModel):
@@ -143,6 +153,31 @@ class TokenizerConfig(StrictModel):
     def latent_side(self) -> int:
         """Side of the latent grid at the resolution that the model is built for."""
         return self.img_resolution // self.latent.resolution_compression_factor
+
+
+class DiscriminatorConfig(StrictModel):
+    """The discriminators."""
+
+    use_stylegan_t_discriminator: bool = Field(False, description="Projected discriminator on a frozen DINO.")
+    use_patchgan_discriminator: bool = Field(False, description="Three-scale PatchGAN.")
+    get_interm_feat: bool = Field(False, description="PatchGAN returns its intermediate features.")
+    backbone: Literal["dino_vits16", "random_tiny"] = Field(
+        "dino_vits16",
+        description="Frozen features of the projected discriminator; random_tiny: a small random ViT, for tests.",
+    )
+    dino_path: str | None = Field(
+        None, description="Local DINO ViT-S/16 weights; null: looked for in the hub caches, never downloaded."
+    )
+    diffaug: bool = Field(True, description="Differentiable augmentation of the projected discriminator's input.")
+    diffaug_policy: list[Literal["color", "translation", "cutout", "resize"]] = Field(
+        ["color", "translation", "cutout"], min_length=1, description="Its operations, in this order."
+    )
+    p_crop: float = Field(0.5, ge=0, le=1, description="Probability of a crop instead of a resize to the backbone.")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is any discriminator."""
+        return self.use_stylegan_t_discriminator or self.use_patchgan_discriminator
 
 
 # --- relations between keys ----------------------------------------------------------------------------------

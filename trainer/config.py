@@ -52,22 +52,6 @@ class EquivarianceConfig(StrictModel):
     )
 
 
-class DiscriminatorConfig(StrictModel):
-    """The discriminators."""
-
-    use_stylegan_t_discriminator: bool = Field(False, description="Projected discriminator on a frozen DINO.")
-    use_patchgan_discriminator: bool = Field(False, description="Three-scale PatchGAN.")
-    get_interm_feat: bool = Field(False, description="PatchGAN returns its intermediate features.")
-    diffaug: bool = Field(True, description="Differentiable augmentation of the projected discriminator's input.")
-    p_crop: float = Field(0.5, ge=0, le=1, description="Probability of a 224-pixel crop instead of a resize.")
-    dino_path: str | None = Field(None, description="Local DINO ViT-S/16 weights.")
-
-    @property
-    def enabled(self) -> bool:
-        """Whether there is any discriminator."""
-        return self.use_stylegan_t_discriminator or self.use_patchgan_discriminator
-
-
 class TrainingConfig(StrictModel):
     """Schedule and numerics."""
 

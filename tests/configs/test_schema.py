@@ -82,6 +82,15 @@ KEYS = schema_keys(EXPERIMENTS["vfm_vae"])
             "discriminator.use_stylegan_t_discriminator=false",
             "losses.stylegan_t.weight: found 1, which needs discriminator.use_stylegan_t_discriminator: true.",
         ),
+        (
+            "training.batch_size=9",
+            "training.batch_size: leaves micro-batches of 9 images; the discriminators normalise over groups of at "
+            "most 8, so give at most 8 or a multiple of 8 images.",
+        ),
+        (
+            "discriminator={use_stylegan_t_discriminator: true, backbone: random_tiny, dino_path: dino.pth}",
+            'discriminator.dino_path: found "dino.pth", but discriminator.backbone is random_tiny.',
+        ),
         ("data.max_size=100", "data.max_size: found 100, which only image folders and zip files have; data.source is"),
         ("data.xflip=true", "data.xflip: found true, which only image folders and zip files have; data.source is"),
         ("losses.kl.end_kimg=0", "losses.kl: end_kimg 0 is not after start_kimg 0; the term would never count."),

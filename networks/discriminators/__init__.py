@@ -1,0 +1,1 @@
+"""Discriminators: a StyleGAN-T projected discriminator on frozen features, and a three-scale PatchGAN."""
