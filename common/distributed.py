@@ -88,6 +88,15 @@ def all_reduce(tensor: Tensor, operation: str = "sum") -> Tensor:
     return tensor
 
 
+def all_gather(tensor: Tensor) -> Tensor:
+    """The tensors of all processes, stacked in order of rank: [world size, *shape]."""
+    if world_size() == 1:
+        return tensor[None]
+    gathered = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(gathered, tensor)
+    return torch.stack(gathered)
+
+
 def all_gather_objects(value: Any) -> list[Any]:
     """The values of all processes, in order of rank."""
     if world_size() == 1:

@@ -48,6 +48,7 @@ from networks.config import (
 from trainer.config import (
     CheckpointConfig,
     EquivarianceConfig,
+    GuardConfig,
     LoggingConfig,
     OptimizerConfig,
     RunConfig,
@@ -78,6 +79,7 @@ class VFMVAEExperiment(StrictModel):
     losses: LossesConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig
+    guard: GuardConfig = GuardConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
 

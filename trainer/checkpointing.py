@@ -74,7 +74,8 @@ def save(
         config: the resolved configuration.
         data_sha256: fingerprint of the data, for without the same data a position means another sample.
 
-    Raises: OSError if it cannot be written; the checkpoints before it are untouched then.
+    Raises: OSError if it cannot be written, CheckpointError if a value is not finite; the checkpoints before it are
+        untouched then.
     """
 
     def fill(folder: Path) -> None:
@@ -194,6 +195,12 @@ def _ordinal(folder: Path) -> int:
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(
+                f"{path.name}: {name} holds a value that is not finite, so this checkpoint is not written; those "
+                "before it are intact. Resume from there with a lower learning rate (training.init_from)."
+            )
     try:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
     except SafetensorError as error:  # what this library makes of a full disk

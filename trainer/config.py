@@ -80,8 +80,23 @@ class TrainingConfig(StrictModel):
         0, description="Images seen by these weights, in thousands; at 0 the EMA starts anew."
     )
     init_discriminator: bool = Field(True, description="Also take the discriminators from init_from.")
+
+
+class GuardConfig(StrictModel):
+    """When a step is refused, and when a run gives up."""
+
     max_skipped_steps: PositiveInt = Field(
-        20, description="Stop after so many optimiser steps in a row that were not finite."
+        20, description="After so many refused steps in a row: one roll-back to the last checkpoint, then a stop."
+    )
+    max_grad_norm_ratio: PositiveFloat = Field(
+        100, description="A gradient norm above this times the median of the last 100 accepted steps is refused."
+    )
+    max_loss_jump: PositiveFloat = Field(
+        10, description="A reconstruction loss above this times its value at the last accepted step is refused."
+    )
+    max_discriminator_loss: PositiveFloat = Field(1e4, description="A discriminator loss beyond this is refused.")
+    grace_kimg: NonNegativeFloat = Field(
+        0, description="The two rules on losses hold after so many thousand images of the run (published: 50)."
     )
 
 

@@ -1,61 +1,153 @@
-"""Before an optimiser step all ranks agree that the losses and the gradient are finite; otherwise nobody steps."""
+"""Before an optimiser step all ranks agree that losses and gradient are sound; otherwise nobody steps.
+
+Three rules make a step unsafe: a value that is not finite; a loss that its monitor refuses (a reconstruction loss that
+jumps, a discriminator loss out of bounds); and a gradient norm that is a spike. Every rank judges the values of all
+ranks, so all come to the same answer and can name the rank and the term.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+import statistics
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from common.distributed import all_gather_objects, rank
-from common.errors import UserError
+from common.distributed import rank
+from trainer.config import GuardConfig
+from trainer.systems.base import Phase
 
 log = logging.getLogger(__name__)
 
+SMALLEST_REFERENCE = 1e-6  # a jump from a loss that was practically zero means nothing
+NORM_HISTORY = 100  # accepted steps whose median gradient norm a spike is measured by
+SPIKES_FROM_STEP = 20
 
-class Guard:
-    """Counts optimiser steps that were left out because something was not finite.
+
+class LossMonitor:
+    """Which losses make a step unsafe (the reference's safe-loss monitoring).
+
+    Reconstruction losses are compared with their values at the last accepted step, discriminator losses with a bound.
 
     Args:
-        max_skipped_steps: the run stops after so many of them in a row.
+        config: the factors.
+        start_nimg: images seen when the run began; the rules hold after `grace_kimg` more.
     """
 
-    def __init__(self, max_skipped_steps: int):
-        self.max_skipped_steps = max_skipped_steps
-        self.in_a_row = 0
+    def __init__(self, config: GuardConfig, start_nimg: int):
+        self.config = config
+        self.active_after = start_nimg + 1000 * config.grace_kimg
+        self.references: dict[str, float] = {}
 
-    def accepts(self, step: int, agreed: Mapping[str, float], own: Mapping[str, float]) -> bool:
-        """Whether the step may be taken; the answer is the same on every rank.
+    def unsafe(self, values: Mapping[str, float], phase: Phase, nimg: int) -> dict[str, str]:
+        """Unsafe terms of a phase with the reason, after `nimg` images."""
+        if self.config.grace_kimg > 0 and nimg <= self.active_after:
+            return {}
+        found = _not_finite(values)
+        for name in phase.reconstruction_losses & values.keys():
+            value, reference = values[name], self.references.get(name, 0.0)
+            if reference > SMALLEST_REFERENCE and value > self.config.max_loss_jump * reference:
+                reason = f"more than {self.config.max_loss_jump:g} times the {reference:g} of the step before"
+                found.setdefault(name, reason)
+        for name in phase.bounded_losses & values.keys():
+            if abs(values[name]) > self.config.max_discriminator_loss:
+                found.setdefault(name, f"beyond the bound of {self.config.max_discriminator_loss:g}")
+        return found
+
+    def accept(self, values: Mapping[str, float], phase: Phase) -> None:
+        """Remember the losses of an accepted step."""
+        self.references.update({name: values[name] for name in phase.reconstruction_losses & values.keys()})
+
+
+class Guard:
+    """Judges steps, counts refused ones, and knows which steps a roll-back leaves out.
+
+    Args:
+        config: the rules.
+        start_nimg: images seen when the run began.
+    """
+
+    def __init__(self, config: GuardConfig, start_nimg: int):
+        self.config = config
+        self.monitor = LossMonitor(config, start_nimg)
+        self.norms: dict[str, deque[float]] = {}
+        self.refused: list[int] = []
+        self.in_a_row = 0
+        self.left_out: list[int] = []
+        self.rolled_back = False
+        self.last_trouble = ""
+
+    def accepts(self, phase: Phase, step: int, nimg: int, by_rank: Sequence[Mapping[str, float]]) -> bool:
+        """Whether the optimiser of a phase may step; the answer is the same on every rank.
 
         Args:
-            agreed: means over all ranks; any value that is not finite on one rank is not finite here.
-            own: this rank's values of the same names, to tell where the trouble is.
-
-        Raises: UserError after too many refused steps in a row.
+            by_rank: every rank's losses and gradient norms, by name.
         """
-        if all(math.isfinite(value) for value in agreed.values()):
-            self.in_a_row = 0
-            return True
-        self.in_a_row += 1
-        culprits = {r: terms for r, terms in enumerate(all_gather_objects(_not_finite(own))) if terms}
-        where = "; ".join(f"rank {r}: {', '.join(terms)}" for r, terms in culprits.items())
-        if rank() == 0:
-            log.warning("step %d is left out, not finite on %s.", step, where)
-        if self.in_a_row >= self.max_skipped_steps:
-            raise UserError(
-                f"training stopped: {self.in_a_row} steps in a row were not finite (last: {where}). Look at the data "
-                "of these steps, or go on in a new run.run_dir from this run's weights (training.init_from) with a "
-                "lower learning rate."
-            )
-        return False
+        troubles = [
+            f"rank {r}: {name} = {values[name]:g} ({reason})"
+            for r, values in enumerate(by_rank)
+            for name, reason in self._troubles(values, phase, step, nimg).items()
+        ]
+        if troubles:
+            if rank() == 0:
+                log.warning("step %d is left out; %s.", step, "; ".join(troubles))
+            self.last_trouble = "; ".join(troubles)
+            return False
+        mean = {name: math.fsum(values[name] for values in by_rank) / len(by_rank) for name in by_rank[0]}
+        self.monitor.accept(mean, phase)
+        self._history(phase).append(by_rank[0][phase.gradient_norm])
+        return True
 
-    def state_dict(self) -> dict[str, int]:
-        """Counters for a checkpoint."""
-        return {"in_a_row": self.in_a_row}
+    def _troubles(self, values: Mapping[str, float], phase: Phase, step: int, nimg: int) -> dict[str, str]:
+        found = _not_finite(values) | self.monitor.unsafe(values, phase, nimg)
+        history, norm = self._history(phase), values[phase.gradient_norm]
+        if step >= SPIKES_FROM_STEP and history:
+            usual = statistics.median(history)
+            if norm > self.config.max_grad_norm_ratio * usual:
+                found.setdefault(
+                    phase.gradient_norm,
+                    f"more than {self.config.max_grad_norm_ratio:g} times the median {usual:g} of the last steps",
+                )
+        return found
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def _history(self, phase: Phase) -> deque[float]:
+        return self.norms.setdefault(phase.name, deque(maxlen=NORM_HISTORY))
+
+    def count(self, step: int, accepted: bool) -> None:
+        """Take note of a whole step."""
+        self.in_a_row = 0 if accepted else self.in_a_row + 1
+        if not accepted:
+            self.refused.append(step)
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether so many steps in a row were refused that going on makes no sense."""
+        return self.in_a_row >= self.config.max_skipped_steps
+
+    def after_roll_back(self, step: int, refused: Sequence[int]) -> None:
+        """Begin again at a step with the state of its checkpoint, leaving out the steps that were refused after it."""
+        self.left_out = sorted({*self.left_out, *(s for s in refused if s >= step)})
+        self.rolled_back = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """History and counters for a checkpoint; JSON keeps them exactly."""
+        return {
+            "references": self.monitor.references,
+            "norms": {name: list(history) for name, history in self.norms.items()},
+            "refused": self.refused,
+            "in_a_row": self.in_a_row,
+            "left_out": self.left_out,
+            "rolled_back": self.rolled_back,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.in_a_row = state["in_a_row"]
+        self.monitor.references = dict(state["references"])
+        self.norms = {name: deque(history, maxlen=NORM_HISTORY) for name, history in state["norms"].items()}
+        self.refused, self.left_out = list(state["refused"]), list(state["left_out"])
+        self.in_a_row, self.rolled_back = state["in_a_row"], state["rolled_back"]
 
 
-def _not_finite(values: Mapping[str, float]) -> list[str]:
-    return [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+def _not_finite(values: Mapping[str, float]) -> dict[str, str]:
+    return {name: "not finite" for name, value in values.items() if not math.isfinite(value)}

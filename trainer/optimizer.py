@@ -52,6 +52,7 @@ def load_optimizer_tensors(
     unknown = {key.split("|")[0] for key in tensors} - set(parameters)
     if unknown:
         raise CheckpointError(f"the optimiser state holds {sorted(unknown)[0]!r}, which is not trained in this run.")
+    optimizer.state.clear()
     for key, value in tensors.items():
         name, entry = key.split("|")
         parameter = parameters[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
 import time
@@ -13,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common.distributed import all_gather_objects, all_reduce, barrier, on_rank_0, rank
+from common.distributed import all_gather, all_gather_objects, all_reduce, barrier, on_rank_0, rank
 from common.errors import CheckpointError, UserError
 from common.files import write_text_atomically
 from data.pipeline import Batch, TrainingData
 from evaluation.cost import peak_memory_gb
 from trainer import checkpointing
+from trainer.alarms import silent_deaths
 from trainer.backends import WandbBackend
 from trainer.ema import ema_beta, update_ema
 from trainer.guard import Guard
 from trainer.metrics import JSONLLog, Means
 from trainer.optimizer import build_adam, learning_rate
+from trainer.parallel import Distributed, gradients_stay_local
 from trainer.signals import StopRequest
 from trainer.snapshots import save_grid
 from trainer.systems.base import MicroStep, Phase, System
@@ -61,11 +61,11 @@ class Trainer:
             phase.name: build_adam(phase.parameters, phase.optimizer, self.training.fused_optimizer)
             for phase in system.phases
         }
-        self.guard = Guard(self.training.max_skipped_steps)
         self.means = Means()
         self.stop = StopRequest()
         self.step = 0
         self.nimg = round(1000 * self.training.init_kimg)
+        self.guard = Guard(config.guard, self.nimg)
         self.total_nimg = round(1000 * self.training.total_kimg)
         if config.data.one_epoch:
             self.total_nimg = min(self.total_nimg, self.nimg + data.steps_per_epoch * self.training.batch_size)
@@ -89,14 +89,27 @@ class Trainer:
             log.info("This run is complete: %s images seen, %s wanted.", f"{self.nimg:,}", f"{self.total_nimg:,}")
             self.backend.close()
             return True
-        batches = self.data.micro_batches(self.step)
         bar = self._progress_bar()
+        try:
+            while self._train_until_trouble(bar):
+                self._roll_back()
+                bar.n = self.nimg  # back to where the checkpoint was
+        finally:
+            bar.close()
+            self.backend.close()
+        return self.nimg >= self.total_nimg
+
+    def _train_until_trouble(self, bar: tqdm) -> bool:
+        """Train to the end or to a signal (False), or until the guard gives up (True)."""
+        batches = self.data.micro_batches(self.step)
         self._start_clocks()
         try:
             while self.nimg < self.total_nimg:
                 stop = self.train_step(batches)
                 bar.update(self.training.batch_size)
                 done = self.nimg >= self.total_nimg
+                if self.guard.gives_up:
+                    return True
                 if self._tick_is_over() or done:
                     self._end_tick(done, bar)
                 if stop and not done:
@@ -104,32 +117,66 @@ class Trainer:
                     log.warning("Stopped by a signal after %s images; the same command goes on.", f"{self.nimg:,}")
                     return False
         finally:
-            bar.close()
             batches.close()
-            self.backend.close()
-        return True
+        return False
 
     def _start(self) -> None:
         """Resume, or start fresh; open the log."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         folder = on_rank_0(lambda: checkpointing.newest(self.run_dir))
         if folder is not None:
-            data_sha256 = self.data.fingerprint()
-            self._load_state(checkpointing.load(folder, self.system, self.optimizers, self.config, data_sha256))
+            self._resume(folder)
             log.info("Resumed from %s: %s images, step %d.", folder, f"{self.nimg:,}", self.step)
-        elif self.training.init_from is not None:
-            taken = self.system.load_initial(self.training.init_from, self.training.init_discriminator)
-            log.info("Started with %s.", taken)
         else:
-            log.info("No checkpoint in %s yet: starting from scratch.", self.run_dir)
+            self._open_log(-1)
+            self.saved_nimg = None
+            if self.training.init_from is not None:
+                taken = self.system.load_initial(self.training.init_from, self.training.init_discriminator)
+                log.info("Started with %s.", taken)
+            else:
+                log.info("No checkpoint in %s yet: starting from scratch.", self.run_dir)
         self.backend = WandbBackend(self.config.logging, self.run_dir, self.settings, active=rank() == 0)
         if rank() == 0:
-            self.log = JSONLLog(self.run_dir / "log.jsonl", self.nimg if folder is not None else -1)
             write_text_atomically(self.run_dir / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
-        self.saved_nimg = self.nimg if folder is not None else None
         log.info("%s", self.system.summary())
         log.info("%s", self.data.describe())
         barrier()
+
+    def _resume(self, folder: Path) -> None:
+        """Take everything back to where it was when a checkpoint was written, the log too."""
+        data_sha256 = self.data.fingerprint()
+        self._load_state(checkpointing.load(folder, self.system, self.optimizers, self.config, data_sha256))
+        self._open_log(self.nimg)
+        self.saved_nimg = self.nimg
+
+    def _open_log(self, resumed_nimg: int) -> None:
+        if rank() == 0:
+            self.log = JSONLLog(self.run_dir / "log.jsonl", resumed_nimg)
+
+    def _roll_back(self) -> None:
+        """Go back to the last checkpoint, once in a run, and from there leave out the steps that were refused.
+
+        Raises: UserError if that was tried before, or there is no checkpoint.
+        """
+        guard, refused = self.guard, list(self.guard.refused)
+        folder = None if guard.rolled_back else on_rank_0(lambda: checkpointing.newest(self.run_dir))
+        if folder is None:
+            raise UserError(
+                f"training stopped at step {self.step}: {guard.in_a_row} steps in a row were refused"
+                + (", after a roll-back already" if guard.rolled_back else ", and there is no checkpoint to go back to")
+                + f" (last: {guard.last_trouble}). Look at the data of these steps, or go on in a new run.run_dir from "
+                "this run's weights (training.init_from) with a lower learning rate."
+            )
+        given_up_at = self.step
+        self._resume(folder)
+        guard.after_roll_back(self.step, refused)
+        log.warning(
+            "Step %d: %d steps in a row were refused; rolled back to %s, whose next steps leave out %s.",
+            given_up_at,
+            self.config.guard.max_skipped_steps,
+            folder,
+            guard.left_out,
+        )
 
     def _start_clocks(self) -> None:
         self._tick_clock = self._clock = time.monotonic()
@@ -141,19 +188,25 @@ class Trainer:
     def train_step(self, batches: Iterator[Batch]) -> bool:
         """All phases on one global batch, then the EMA. Returns whether any rank was asked to stop."""
         micro_batches, stop = self._fetch(batches)
-        accepted = True
-        for phase in self.system.phases:
-            accepted &= self._train_phase(phase, micro_batches)
-        if accepted:
-            beta = ema_beta(self.nimg, self.training.batch_size, self.training.ema_kimg, self.training.ema_rampup)
-            for name, average in self.system.averages.items():
-                update_ema(average, self.system.networks[name], beta)
+        if self.step in self.guard.left_out:
+            self.means.add({"guard/left_out": 1.0})
+        else:
+            # A phase that is refused ends the step: the phases after it would train on the same bad batch.
+            accepted = all(self._train_phase(phase, micro_batches) for phase in self.system.phases)
+            self.guard.count(self.step, accepted)
+            if accepted:
+                self._update_averages()
         self.step += 1
         self.nimg += self.training.batch_size
         now = time.monotonic()
         self.train_seconds += now - self._clock
         self._clock = now
         return stop
+
+    def _update_averages(self) -> None:
+        beta = ema_beta(self.nimg, self.training.batch_size, self.training.ema_kimg, self.training.ema_rampup)
+        for name, average in self.system.averages.items():
+            update_ema(average, self.system.networks[name], beta)
 
     def _fetch(self, batches: Iterator[Batch]) -> tuple[list[Batch], bool]:
         """The micro-batches of a step, and whether any rank was asked to stop.
@@ -173,8 +226,12 @@ class Trainer:
         return micro_batches, bool(stop)
 
     def _train_phase(self, phase: Phase, micro_batches: list[Batch]) -> bool:
-        """Forward and backward on every micro-batch, then one optimiser step if all ranks agree. Returns whether."""
+        """Forward and backward on every micro-batch, then one optimiser step if all ranks agree. Returns whether.
+
+        A refused phase leaves everything as it was, also the buffers that its forward passes advanced.
+        """
         optimizer, accumulate = self.optimizers[phase.name], self.training.accumulate_gradients
+        buffers = [(b, b.clone()) for network in self.system.networks.values() for b in network.buffers()]
         reports = []
         for a, batch in enumerate(micro_batches):
             at = MicroStep(
@@ -185,14 +242,15 @@ class Trainer:
                 is_first=a == 0,
                 share=1 / accumulate,
             )
-            with _gradients_stay_local(phase, unless=a == accumulate - 1):
+            with gradients_stay_local(phase.module, unless=a == accumulate - 1):
                 reports.append(self.system.backward(phase, batch, at))
-        gradients = [p.grad for p in phase.parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        own = {name: torch.stack([r[name] for r in reports]).mean() for name in sorted(reports[0])}
-        own[f"gradient_norm/{phase.name}"] = norm
-        agreed = self._mean_over_ranks(own)
-        accepted = self.guard.accepts(self.step, *agreed)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in phase.parameters.values() if p.grad is not None])
+        values = {name: torch.stack([r[name] for r in reports]).mean() for name in sorted(reports[0])}
+        values[phase.gradient_norm] = norm
+        if isinstance(phase.module, Distributed):
+            values[f"{phase.gradient_norm}/of_rank"] = phase.module.take_local_norm()
+        by_rank = self._of_all_ranks(values)
+        accepted = self.guard.accepts(phase, self.step, self.nimg, by_rank)
         if accepted:
             rate = learning_rate(phase.optimizer, self.nimg, self.total_nimg)
             for group in optimizer.param_groups:
@@ -200,17 +258,19 @@ class Trainer:
             if phase.optimizer.max_grad_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(phase.parameters.values(), phase.optimizer.max_grad_norm, norm)
             optimizer.step()
-            self.means.add({**agreed[0], f"learning_rate/{phase.name}": rate})
+            self.means.add({name: sum(v[name] for v in by_rank) / len(by_rank) for name in by_rank[0]})
+            self.means.add({f"learning_rate/{phase.name}": rate})
+        else:
+            for buffer, before in buffers:
+                buffer.copy_(before)
         self.means.add({f"guard/skipped_{phase.name}": float(not accepted)})
         optimizer.zero_grad(set_to_none=True)
         return accepted
 
-    def _mean_over_ranks(self, values: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
-        """(means over ranks, own values), with one reduction and one wait for the device."""
+    def _of_all_ranks(self, values: dict[str, Tensor]) -> list[dict[str, float]]:
+        """The values of every rank, with one collective and one wait for the device."""
         own = torch.stack([value.detach().double().to(self.device) for value in values.values()])
-        mean = all_reduce(own.clone(), "mean")
-        both = torch.stack([mean, own]).tolist()
-        return dict(zip(values, both[0], strict=True)), dict(zip(values, both[1], strict=True))
+        return [dict(zip(values, row, strict=True)) for row in all_gather(own).tolist()]
 
     # --- a tick --------------------------------------------------------------------------------------------------
 
@@ -221,6 +281,9 @@ class Trainer:
     def _end_tick(self, done: bool, bar: tqdm) -> None:
         """Write the log line, and what is due of sample grid and checkpoint."""
         line = self._log_line()
+        for name, meaning in silent_deaths(line).items():
+            line[f"alarm/{name}"] = 1.0
+            log.warning("ALARM at step %d, mean over all ranks: %s is %s.", self.step, name, meaning)
         if rank() == 0:
             self.log.write(line)
             self.backend.write(line)
@@ -231,7 +294,9 @@ class Trainer:
             self._save_samples()
         self.tick += 1
         self.tick_start_nimg = self.nimg
-        if done or (self.tick > 1 and (self.tick - 1) % self.config.checkpoint.network_snapshot_ticks == 0):
+        due = self.tick > 1 and (self.tick - 1) % self.config.checkpoint.network_snapshot_ticks == 0
+        # Not in the middle of trouble: a roll-back must find the weights from before it.
+        if done or (due and self.guard.in_a_row == 0):
             self._save(is_last=done)
         self._tick_clock, self._tick_clock_nimg, self._data_seconds = time.monotonic(), self.nimg, 0.0
 
@@ -333,10 +398,3 @@ class Trainer:
             smoothing=0.1,
             desc="training",
         )
-
-
-def _gradients_stay_local(phase: Phase, unless: bool) -> contextlib.AbstractContextManager:
-    """Only the last micro-batch of a step averages gradients over ranks."""
-    if unless or not isinstance(phase.module, DistributedDataParallel):
-        return contextlib.nullcontext()
-    return phase.module.no_sync()

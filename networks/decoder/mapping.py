@@ -45,9 +45,7 @@ class MappingNetwork(nn.Module):
             w = self.mlp(unit_second_moment(pooled.float()))
         if update_average:
             batch_mean = all_reduce(w.detach().mean(dim=0), "mean")
-            moved = batch_mean.lerp(self.x_avg, AVERAGE_DECAY)
-            # A batch that is not finite is refused only after this pass, and must not stay in the mean for good.
-            self.x_avg.copy_(torch.where(moved.isfinite(), moved, self.x_avg))
+            self.x_avg.copy_(batch_mean.lerp(self.x_avg, AVERAGE_DECAY))
         if truncation_psi != 1:
             w = self.x_avg.lerp(w, truncation_psi)
         return w

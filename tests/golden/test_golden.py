@@ -10,7 +10,7 @@ from tests.golden.cases import HERE, Case, collect
 from tests.golden.check_data import check_training_data
 from tests.golden.check_networks import UNITS_TO_COME, check_tiny, check_unit, longest_prefix
 from tests.golden.check_tools import check_psnr_ssim
-from tests.golden.check_training import check_ema, check_equivariance, check_lpips
+from tests.golden.check_training import check_ema, check_equivariance, check_lpips, check_safe_loss
 
 CHECKS = {
     "networks_tiny": check_tiny,
@@ -19,6 +19,7 @@ CHECKS = {
     "training_ema": check_ema,
     "training_equivariance": check_equivariance,
     "training_lpips": check_lpips,
+    "training_safe_loss": check_safe_loss,
     "tools_psnr_ssim": check_psnr_ssim,
 }
 
@@ -28,7 +29,6 @@ TO_COME = {
     "training_disc_head": "discriminators",
     "training_patchgan": "discriminators",
     "training_stylegan_t_disc": "discriminators",
-    "training_safe_loss": "the guard",
     "training_warmup": "discriminator warm-up",
     "training_total_loss": "adversarial losses",
     "training_trajectory": "adversarial losses",

@@ -41,12 +41,21 @@ class Phase:
         module: the network that it trains, wrapped for many processes; its gradients are synchronised there.
         parameters: what the optimiser changes, by name.
         optimizer: options of the optimiser.
+        reconstruction_losses: reported values that the guard watches for jumps.
+        bounded_losses: reported values that the guard keeps within bounds.
     """
 
     name: str
     module: nn.Module
     parameters: dict[str, nn.Parameter]
     optimizer: AdamConfig
+    reconstruction_losses: frozenset[str] = frozenset()
+    bounded_losses: frozenset[str] = frozenset()
+
+    @property
+    def gradient_norm(self) -> str:
+        """Name of its gradient norm among the reported values."""
+        return f"gradient_norm/{self.name}"
 
 
 class System(Protocol):

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from common.distributed import world_size
 from common.random import keyed_seed, python_generator, torch_generator
 from common.resize import resize_images
 from common.value_range import signed_to_unit, uint8_to_unit, unit_to_signed, unit_to_uint8
@@ -24,6 +22,7 @@ from networks.equivariance import IDENTITY, EquivarianceTransform, draw_transfor
 from networks.interfaces import TokenizerOutput
 from networks.vfm_vae import VFMVAETokenizer
 from trainer.freeze import select_trainable, trained_parameters
+from trainer.parallel import distribute
 from trainer.systems.base import MicroStep, Phase
 
 if TYPE_CHECKING:
@@ -59,11 +58,18 @@ class VFMVAESystem:
         self.objective = Objective(config.enabled_losses()).to(device)
         self.networks: dict[str, nn.Module] = {"tokenizer": self.tokenizer.trainable_parts()}
         self.averages: dict[str, nn.Module] = {"tokenizer": self.average.trainable_parts()}
-        self.generator: nn.Module = self.tokenizer
-        if world_size() > 1:
-            self.generator = DistributedDataParallel(self.tokenizer, broadcast_buffers=False)
-        parameters = trained_parameters(self.tokenizer)
-        self.phases = [Phase("generator", self.generator, parameters, config.optimizer.generator)]
+        self.generator = distribute(self.tokenizer)
+        self.phases = [
+            Phase(
+                "generator",
+                self.generator,
+                trained_parameters(self.tokenizer),
+                config.optimizer.generator,
+                reconstruction_losses=frozenset(
+                    f"loss/{name}" for name, loss in self.objective.losses.items() if loss.compares_images
+                ),
+            )
+        ]
 
     def backward(self, phase: Phase, batch: Batch, at: MicroStep) -> dict[str, Tensor]:
         """One micro-batch of the generator phase."""
