@@ -1,11 +1,12 @@
 """A network trained by many processes: averaged gradients, and what each process contributed to them."""
 
-from __future__ import annotations
+# No deferred annotations in this module: DDP looks at those of the hook.
 
 import contextlib
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,7 +21,7 @@ class Distributed(DistributedDataParallel):
         self._squares: list[Tensor] = []
         self.register_comm_hook(None, self._measure_and_average)
 
-    def _measure_and_average(self, state: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
+    def _measure_and_average(self, state: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         self._squares.append(torch.linalg.vector_norm(bucket.buffer()).square())
         return allreduce_hook(None, bucket)
 
