@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from common.errors import DataError
 from common.files import write_text_atomically
+from common.similarity import psnr, ssim
 from common.value_range import uint8_to_unit, unit_to_signed
 from evaluation.images import IMAGE_SUFFIXES, UnreadableImage, read_rgb, to_tensor
-from evaluation.metrics import psnr, ssim
 
 DEFAULT_PSNR_CAP = 100.0
 _SHOWN_NAMES = 10

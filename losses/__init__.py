@@ -1,7 +1,8 @@
 """Losses compute scalars. Each is one file; the objective composes them by the names registered here.
 
-Adding one: write `losses/<name>.py` with a `Loss`, and add a line to `LOSSES`; it can then be used by that name
-in the `losses:` section of a YAML. A loss with options of its own also has a model in `losses/config.py`.
+Adding one: write `losses/<name>.py` with a `Loss` (or a `DiscriminatorLoss`), and add a line to `LOSSES`; it can then
+be used by that name in the `losses:` section of a YAML. A loss with options of its own also has a model in
+`losses/config.py`.
 """
 
 from __future__ import annotations
@@ -46,12 +47,22 @@ LOSSES: Registry = Registry(
         "vf": LossEntry(
             "losses.vf_alignment:VFAlignmentLoss", models.VFAlignmentConfig, "Alignment with the encoder's features."
         ),
-        "ssim": LossEntry(None, models.TermConfig, "1 - SSIM."),
-        "stylegan_t": LossEntry(None, models.StyleGANTTermConfig, "Adversarial: StyleGAN-T discriminator."),
-        "patchgan": LossEntry(None, models.PatchGANTermConfig, "Adversarial: PatchGAN discriminator."),
-        "feature_matching": LossEntry(None, models.TermConfig, "Feature matching of the PatchGAN discriminator."),
-        "matching_aware": LossEntry(None, models.TermConfig, "Discriminator on shuffled labels."),
-        "clip": LossEntry(None, models.CLIPTermConfig, "CLIP angle between image and label text."),
+        "ssim": LossEntry("losses.ssim:SSIMLoss", models.TermConfig, "1 - SSIM."),
+        "stylegan_t": LossEntry(
+            "losses.stylegan_t:StyleGANTLoss", models.StyleGANTTermConfig, "Adversarial: StyleGAN-T discriminator."
+        ),
+        "patchgan": LossEntry(
+            "losses.patchgan:PatchGANLoss", models.PatchGANTermConfig, "Adversarial: PatchGAN discriminator."
+        ),
+        "feature_matching": LossEntry(
+            "losses.feature_matching:FeatureMatchingLoss",
+            models.TermConfig,
+            "Feature matching of the PatchGAN discriminator.",
+        ),
+        "matching_aware": LossEntry(
+            "losses.matching_aware:MatchingAwareLoss", models.TermConfig, "Discriminator on shuffled labels."
+        ),
+        "clip": LossEntry("losses.clip:CLIPLoss", models.CLIPTermConfig, "CLIP angle between image and label text."),
         "vq": LossEntry(None, models.TermConfig, "Codebook and commitment loss (discrete mode)."),
         "entropy": LossEntry(None, models.TermConfig, "Codebook entropy loss (discrete mode)."),
     },

@@ -68,17 +68,18 @@ class PatchGANTermConfig(TermConfig):
 
     loss_type: Literal["mse", "bce", "hinge"] = Field("mse", description="Form of the loss.")
     use_disc_warmup: bool = Field(False, description="Start when the StyleGAN-T loss has settled.")
+    disable_reconstruction_when_patchgan: bool = Field(
+        False, description="While this term counts, the reconstruction and latent terms do not."
+    )
 
 
 class StyleGANTTermConfig(TermConfig):
     """Adversarial loss of the StyleGAN-T discriminator."""
 
     use_disc_warmup: bool = Field(False, description="Start when the pixel loss has settled.")
-    blur_init_sigma: NonNegativeFloat = Field(2.0, description="Blur of its inputs at the start, in pixels.")
-    blur_fade_kimg: NonNegativeFloat = Field(0.0, description="The blur fades to nothing by here; 0: no blur.")
 
 
 class CLIPTermConfig(TermConfig):
     """Angle between CLIP features of the image and of its label text."""
 
-    clip_path: str | None = Field(None, description="Local CLIP ViT-L/14 weights.")
+    clip_path: str | None = Field(None, description="Local folder of CLIP ViT-L/14, as transformers saves it.")

@@ -1,18 +1,21 @@
-"""What a loss sees and gives."""
+"""What losses see and give."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-from networks.interfaces import Latent
+from networks.interfaces import Latent, Verdict
+
+Group = Literal["reconstruction", "adversarial", "latent"]
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """Everything that losses may compare. Images are in [-1, 1], [B, 3, H, W].
+    """Everything that the tokenizer's losses may compare. Images are in [-1, 1], [B, 3, H, W].
 
     Attributes:
         target: real images, under the same equivariance transform as the reconstruction.
@@ -21,6 +24,10 @@ class LossInputs:
         pyramid_targets: the target at the sides of these images.
         latent: what the encoder side made of the images; None where only images are compared.
         aligned_to: frozen features of the encoder's last layer as a map [B, D, h, w], for the VF loss.
+        fake: what the discriminators say of the reconstruction; gradients flow into the image.
+        real: what they say of the target; no gradient flows.
+        texts: one text per image that says what it shows.
+        generator: source of the draws of losses that need some, on the CPU.
     """
 
     target: Tensor
@@ -29,23 +36,61 @@ class LossInputs:
     pyramid_targets: dict[int, Tensor] = field(default_factory=dict)
     latent: Latent | None = None
     aligned_to: Tensor | None = None
+    fake: Verdict | None = None
+    real: Verdict | None = None
+    texts: list[str] | None = None
+    generator: torch.Generator | None = None
+
+
+@dataclass(frozen=True)
+class DiscriminatorInputs:
+    """Everything that the discriminators' losses may compare.
+
+    Attributes:
+        fake: what the discriminators say of reconstructions; gradients reach the discriminators only.
+        real: what they say of the targets.
+        fake_shuffled, real_shuffled: the same images, each with the label of another one.
+    """
+
+    fake: Verdict
+    real: Verdict
+    fake_shuffled: Verdict | None = None
+    real_shuffled: Verdict | None = None
 
 
 class Loss(nn.Module):
-    """One term of the objective: a scalar from the inputs. Its weight and window belong to the objective.
+    """One term of the tokenizer's objective: a scalar from the inputs. Weight and window belong to the objective.
 
     Attributes:
         needs: fields of `LossInputs` that it reads.
-        compares_images: True for reconstruction losses, whose gradient reaches the latent through the decoder; the
-            adaptive VF weight refers to their sum. False for terms on the latent itself.
+        group: `reconstruction` compares images with their targets; the adaptive VF weight refers to the sum of these
+            terms. `adversarial` is what other networks say of the reconstruction, and is left out of that sum.
+            `latent` judges the latent itself. The gradient of the first two reaches the latent through the decoder.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"target", "reconstruction"})
-    compares_images: ClassVar[bool] = True
+    group: ClassVar[Group] = "reconstruction"
 
     def forward(self, inputs: LossInputs) -> Tensor:
         raise NotImplementedError
 
-    def details(self) -> dict[str, Tensor]:
-        """Further values of the last call, for the log, by name."""
+    def details(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """Further values for the log, by name."""
+        return {}
+
+
+class DiscriminatorLoss(nn.Module):
+    """One term of the discriminators' objective. A class may be this and a `Loss`: the two sides of one game.
+
+    Attributes:
+        discriminator_needs: fields of `DiscriminatorInputs` that it reads.
+    """
+
+    discriminator_needs: ClassVar[frozenset[str]] = frozenset({"fake", "real"})
+
+    def discriminator_loss(self, inputs: DiscriminatorInputs) -> Tensor:
+        raise NotImplementedError
+
+    def discriminator_details(self, inputs: DiscriminatorInputs) -> dict[str, Tensor]:
+        """Further values for the log, by name."""
         return {}

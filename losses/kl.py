@@ -12,7 +12,7 @@ class KLLoss(Loss):
     """mean over the batch of KL(q || N(0, I)), summed over the latent (so it grows with the latent's size)."""
 
     needs = frozenset({"latent"})
-    compares_images = False
+    group = "latent"
 
     def __init__(self, config: TermConfig):
         super().__init__()

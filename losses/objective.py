@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from common.errors import UserError
 from common.registry import import_object
 from losses import LOSSES
 from losses.config import MultiscaleConfig, TermConfig
-from losses.interfaces import Loss, LossInputs
+from losses.interfaces import DiscriminatorInputs, DiscriminatorLoss, Group, Loss, LossInputs
+from losses.schedule import Moment, in_window
 
 
 @dataclass(frozen=True)
@@ -22,17 +24,21 @@ class Value:
     Attributes:
         loss: the unweighted loss.
         weight: its factor in the total.
+        details: further values for the log, by name; no gradient.
     """
 
     loss: Tensor
     weight: float | Tensor
+    details: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(nn.Module):
-    """All terms of a run.
+    """All terms of a run: what the tokenizer is trained on, in three groups, and what the discriminators are.
 
-    The terms that compare images and those on the latent are computed apart: the gradient of the first reaches
-    the latent through the decoder, and the adaptive VF weight needs it there before the second can be weighted.
+    The groups are computed apart. The gradient of the reconstruction terms reaches the latent through the decoder, and
+    the adaptive VF weight needs it there, without the adversarial terms, before the latent terms can be weighted.
+
+    Terms that do not count at a moment are not computed at all.
 
     Args:
         terms: configuration of each enabled term, by registered name.
@@ -43,46 +49,93 @@ class Objective(nn.Module):
     def __init__(self, terms: Mapping[str, TermConfig | MultiscaleConfig]):
         super().__init__()
         self.terms = dict(terms)
-        known = {field.name for field in fields(LossInputs)}
-        built: dict[str, Loss] = {}
+        built: dict[str, Loss | DiscriminatorLoss] = {}
         for name, config in terms.items():
             target = LOSSES[name].target
             if target is None:
                 raise UserError(f"losses.{name}: this loss is not built yet.")
             built[name] = import_object(target)(config)
-            assert built[name].needs <= known, f"losses.{name} needs {built[name].needs - known}"
+            _check_needs(name, built[name])
         self.losses = nn.ModuleDict(built)
 
     def __contains__(self, name: str) -> bool:
         return name in self.terms
 
-    def needs(self, field: str) -> bool:
-        """Whether any term reads this field of the inputs."""
-        return any(field in loss.needs for loss in self.losses.values())
+    def counts(self, name: str, at: Moment) -> bool:
+        """Whether a term counts: its window is open, it does not wait, and no PatchGAN has taken its place."""
+        if name not in self.terms or name in at.waiting or not in_window(self.terms[name], at.nimg):
+            return False
+        return not (self._gives_way_to_patchgan(name) and self.counts("patchgan", at))
 
-    def image_terms(self, inputs: LossInputs, nimg: int) -> dict[str, Value]:
-        """Values of the terms that compare images, after `nimg` images of training."""
-        return self._evaluate(inputs, nimg, compares_images=True)
+    def _gives_way_to_patchgan(self, name: str) -> bool:
+        loss = self.losses[name]
+        is_for_images = isinstance(loss, Loss) and loss.group != "adversarial"
+        return is_for_images and "patchgan" in self and self.terms["patchgan"].disable_reconstruction_when_patchgan
 
-    def latent_terms(self, inputs: LossInputs, nimg: int) -> dict[str, Value]:
-        """Values of the terms on the latent."""
-        return self._evaluate(inputs, nimg, compares_images=False)
-
-    def _evaluate(self, inputs: LossInputs, nimg: int, compares_images: bool) -> dict[str, Value]:
-        return {
-            name: Value(loss(inputs), self.terms[name].weight)
+    def needs(self, field: str, at: Moment) -> bool:
+        """Whether any term that counts reads this field of `LossInputs`."""
+        return any(
+            isinstance(loss, Loss) and field in loss.needs and self.counts(name, at)
             for name, loss in self.losses.items()
-            if loss.compares_images == compares_images and in_window(self.terms[name], nimg)
+        )
+
+    def discriminators_need(self, field: str, at: Moment) -> bool:
+        """Whether any term that counts reads this field of `DiscriminatorInputs`."""
+        return any(
+            isinstance(loss, DiscriminatorLoss) and field in loss.discriminator_needs and self.counts(name, at)
+            for name, loss in self.losses.items()
+        )
+
+    def reconstruction_terms(self, inputs: LossInputs, at: Moment) -> dict[str, Value]:
+        """The terms that compare images with their targets; their weighted sum is the L_rec of the adaptive weight."""
+        return self._evaluate("reconstruction", inputs, at)
+
+    def adversarial_terms(self, inputs: LossInputs, at: Moment) -> dict[str, Value]:
+        """The terms in which other networks judge the reconstruction."""
+        return self._evaluate("adversarial", inputs, at)
+
+    def latent_terms(self, inputs: LossInputs, at: Moment) -> dict[str, Value]:
+        """The terms on the latent."""
+        return self._evaluate("latent", inputs, at)
+
+    def _evaluate(self, group: Group, inputs: LossInputs, at: Moment) -> dict[str, Value]:
+        return {
+            name: Value(loss(inputs), self.terms[name].weight, _without_gradient(loss.details, inputs))
+            for name, loss in self.losses.items()
+            if isinstance(loss, Loss) and loss.group == group and self.counts(name, at)
         }
 
-    def details(self, values: Mapping[str, Value]) -> dict[str, Tensor]:
-        """Further values of the terms that were just evaluated, named `<term>/<detail>`."""
-        return {f"{name}/{key}": v for name in values for key, v in self.losses[name].details().items()}
+    def discriminator_terms(self, inputs: DiscriminatorInputs, at: Moment) -> dict[str, Value]:
+        """The terms of the discriminators' side."""
+        return {
+            name: Value(
+                loss.discriminator_loss(inputs),
+                self.terms[name].weight,
+                _without_gradient(loss.discriminator_details, inputs),
+            )
+            for name, loss in self.losses.items()
+            if isinstance(loss, DiscriminatorLoss) and self.counts(name, at)
+        }
 
 
-def in_window(config: TermConfig | MultiscaleConfig, nimg: int) -> bool:
-    """Whether a term counts: 1000 start_kimg <= nimg < 1000 end_kimg. Outside it is not computed at all."""
-    return 1000 * config.start_kimg <= nimg and (config.end_kimg is None or nimg < 1000 * config.end_kimg)
+def _check_needs(name: str, loss: Loss | DiscriminatorLoss) -> None:
+    for kind, attribute, record in (
+        (Loss, "needs", LossInputs),
+        (DiscriminatorLoss, "discriminator_needs", DiscriminatorInputs),
+    ):
+        needed = getattr(loss, attribute) if isinstance(loss, kind) else frozenset()
+        unknown = needed - {entry.name for entry in fields(record)}
+        assert not unknown, f"losses.{name} needs {unknown}"
+
+
+@torch.no_grad()
+def _without_gradient(describe: Callable[[Any], dict[str, Tensor]], inputs: Any) -> dict[str, Tensor]:
+    return describe(inputs)
+
+
+def details(values: Mapping[str, Value]) -> dict[str, Tensor]:
+    """Further values of all terms, named `<term>/<detail>`."""
+    return {f"{name}/{key}": detail for name, value in values.items() for key, detail in value.details.items()}
 
 
 def total(values: Mapping[str, Value], touching: Sequence[Tensor]) -> Tensor:

@@ -36,13 +36,13 @@ class MultiscaleLoss(Loss):
     def __init__(self, config: MultiscaleConfig):
         super().__init__()
         self.weights = {side: weight for side, weight in config.weights.items() if weight > 0}
-        self._details: dict[str, Tensor] = {}
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        terms = {side: (inputs.pyramid_targets[side] - inputs.pyramid[side]).abs().mean() for side in self.weights}
-        self._details = {f"resolution_{side}": term.detach() for side, term in terms.items()}
-        return sum(self.weights[side] * term for side, term in terms.items())
+        return sum(self.weights[side] * difference for side, difference in self._differences(inputs).items())
 
-    def details(self) -> dict[str, Tensor]:
-        """The unweighted term of each resolution that has a weight."""
-        return self._details
+    def details(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """The unweighted difference of each resolution that has a weight."""
+        return {f"resolution_{side}": difference for side, difference in self._differences(inputs).items()}
+
+    def _differences(self, inputs: LossInputs) -> dict[int, Tensor]:
+        return {side: (inputs.pyramid_targets[side] - inputs.pyramid[side]).abs().mean() for side in self.weights}

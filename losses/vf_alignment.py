@@ -49,7 +49,7 @@ class VFAlignmentLoss(Loss):
     """`vf_alignment_loss` of the projected latent and the encoder's last layer."""
 
     needs = frozenset({"latent", "aligned_to"})
-    compares_images = False
+    group = "latent"
 
     def __init__(self, config: VFAlignmentConfig):
         super().__init__()

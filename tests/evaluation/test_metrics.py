@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import ShapeError
+from common.similarity import psnr, ssim
 from common.value_range import uint8_to_unit, unit_to_signed, unit_to_uint8
 from evaluation.baselines import down8, mean_colour
-from evaluation.metrics import psnr, ssim
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "tools_psnr_ssim"
 EXPECTED = json.loads(GOLDEN.with_suffix(".json").read_text())

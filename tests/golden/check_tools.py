@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from common.similarity import psnr, ssim
 from common.value_range import uint8_to_unit, unit_to_signed, unit_to_uint8
-from evaluation.metrics import psnr, ssim
 from tests.golden.cases import Case
 
 

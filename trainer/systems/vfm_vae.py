@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,8 @@ from common.resize import resize_images
 from common.value_range import signed_to_unit, uint8_to_unit, unit_to_signed, unit_to_uint8
 from losses.adaptive_weight import adaptive_weight
 from losses.interfaces import LossInputs
-from losses.objective import Objective, Value, total
+from losses.objective import Objective, Value, details, total
+from losses.schedule import Moment
 from networks.checkpoint import has_noise_maps, load_weights, read_weights, require_same_encoder
 from networks.compression import tokens_to_map
 from networks.encoders.loading import encoder_fingerprint, load_encoder
@@ -79,28 +81,29 @@ class VFMVAESystem:
         noise = torch_generator(at.seed, "posterior", at.step, at.micro_batch, device=self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.training.precision == "bf16"):
             output = self.generator(images, noise, transform, cut_at_latent=True, update_average=at.is_first)
-        inputs = self._loss_inputs(images, output, transform)
-        image_values = self.objective.image_terms(inputs, at.nimg)
-        latent_values = self.objective.latent_terms(inputs, at.nimg)
-        latent_values = self._backward(output, image_values, latent_values, at.share)
-        return self._report(image_values, latent_values)
+        moment = Moment(at.nimg)
+        inputs = self._loss_inputs(images, output, transform, moment)
+        reconstruction_values = self.objective.reconstruction_terms(inputs, moment)
+        latent_values = self.objective.latent_terms(inputs, moment)
+        latent_values = self._backward(output, reconstruction_values, latent_values, at.share)
+        return self._report(reconstruction_values, latent_values)
 
     def _backward(
         self,
         output: TokenizerOutput,
-        image_values: Mapping[str, Value],
+        reconstruction_values: Mapping[str, Value],
         latent_values: Mapping[str, Value],
         share: float,
     ) -> dict[str, Value]:
         """Decoder first, then the encoder side from the decoder's gradient at the latent.
 
-        So the adaptive VF weight, which compares the gradients of the image terms and of the VF loss at the last layer
-        before the latent, costs no second pass through the decoder and the perceptual losses. Returns the latent
-        terms with the weights that were used.
+        So the adaptive VF weight, which compares the gradients of the reconstruction terms and of the VF loss at the
+        last layer before the latent, costs no second pass through the decoder and the perceptual losses. Returns the
+        latent terms with the weights that were used.
         """
         z, z_leaf = output.latent.z, output.decoder_input
         images = [output.decoded.reconstruction, *output.decoded.pyramid.values()]
-        (total(image_values, touching=images) * share).backward()
+        (total(reconstruction_values, touching=images) * share).backward()
         decoder_gradient = torch.zeros_like(z) if z_leaf.grad is None else z_leaf.grad
         latent_values = dict(latent_values)
         if not z.requires_grad:  # the encoder side is frozen
@@ -109,7 +112,7 @@ class VFMVAESystem:
             vf, last = latent_values["vf"], self.tokenizer.compression.last_weight
             (from_images,) = torch.autograd.grad(z, last, decoder_gradient / share, retain_graph=True)
             (from_vf,) = torch.autograd.grad(vf.loss, last, retain_graph=True)
-            latent_values["vf"] = Value(vf.loss, vf.weight * adaptive_weight(from_images, from_vf))
+            latent_values["vf"] = replace(vf, weight=vf.weight * adaptive_weight(from_images, from_vf))
         projected = [] if output.latent.projected is None else [output.latent.projected]
         latent_total = total(latent_values, touching=[z, *projected]) * share
         torch.autograd.backward([z, latent_total], [decoder_gradient, torch.ones_like(latent_total)])
@@ -122,16 +125,18 @@ class VFMVAESystem:
         rng = python_generator(at.seed, "equivariance", at.step, at.micro_batch)
         return draw_transform(rng, c.equivariance_regularization_p_prior, c.equivariance_regularization_p_prior_scale)
 
-    def _loss_inputs(self, images: Tensor, output: TokenizerOutput, transform: EquivarianceTransform) -> LossInputs:
+    def _loss_inputs(
+        self, images: Tensor, output: TokenizerOutput, transform: EquivarianceTransform, moment: Moment
+    ) -> LossInputs:
         target = transform.apply_to_target(images, self.interpolation)
         pyramid_targets = {}
-        if self.objective.needs("pyramid_targets"):
+        if self.objective.needs("pyramid_targets", moment):
             pyramid_targets = {
                 side: unit_to_signed(resize_images(target, self.interpolation, size=tuple(image.shape[-2:])))
                 for side, image in output.decoded.pyramid.items()
             }
         aligned_to = None
-        if self.objective.needs("aligned_to"):
+        if self.objective.needs("aligned_to", moment):
             features = output.latent.features
             last = self.config.encoder.patch_from_layers.index(-1)
             aligned_to = tokens_to_map(features.levels[last], features.grids[last])
@@ -144,10 +149,12 @@ class VFMVAESystem:
             aligned_to=aligned_to,
         )
 
-    def _report(self, image_values: Mapping[str, Value], latent_values: Mapping[str, Value]) -> dict[str, Tensor]:
-        values = {**image_values, **latent_values}
+    def _report(
+        self, reconstruction_values: Mapping[str, Value], latent_values: Mapping[str, Value]
+    ) -> dict[str, Tensor]:
+        values = {**reconstruction_values, **latent_values}
         report = {f"loss/{name}": value.loss for name, value in values.items()}
-        report |= {f"loss/{name}": value for name, value in self.objective.details(values).items()}
+        report |= {f"loss/{name}": value for name, value in details(values).items()}
         report["loss/total"] = total(values, touching=[torch.zeros((), device=self.device)])
         if "vf" in values:
             report["weight/vf"] = torch.as_tensor(values["vf"].weight, device=self.device)

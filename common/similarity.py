@@ -1,4 +1,4 @@
-"""PSNR and SSIM per image.
+"""How near two images are: PSNR and SSIM of each pair.
 
 PSNR does not depend on whether images are in [0, 1] or [-1, 1]; SSIM does, because its luminance term works on means.
 Published tokenizer tables use SSIM on [-1, 1] (`data_range=2`), which reads lower than the usual one on [0, 1].
