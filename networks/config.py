@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.config import Relation, StrictModel
 from common.errors import UserError
@@ -173,6 +173,10 @@ class DiscriminatorConfig(StrictModel):
         ["color", "translation", "cutout"], min_length=1, description="Its operations, in this order."
     )
     p_crop: float = Field(0.5, ge=0, le=1, description="Probability of a crop instead of a resize to the backbone.")
+    blur_init_sigma: NonNegativeFloat = Field(
+        2.0, description="Blur of what all discriminators see at the start, in pixels."
+    )
+    blur_fade_kimg: NonNegativeFloat = Field(0.0, description="The blur fades to nothing by here; 0: no blur.")
 
     @property
     def enabled(self) -> bool:

@@ -91,6 +91,19 @@ KEYS = schema_keys(EXPERIMENTS["vfm_vae"])
             "discriminator={use_stylegan_t_discriminator: true, backbone: random_tiny, dino_path: dino.pth}",
             'discriminator.dino_path: found "dino.pth", but discriminator.backbone is random_tiny.',
         ),
+        (
+            "losses.matching_aware={weight: 1}",
+            "losses.matching_aware.weight: found 1, which needs decoder.conditional: true; else no discriminator sees",
+        ),
+        (
+            "losses={l1_pixel: null, l2_pixel: null, stylegan_t: {weight: 1, use_disc_warmup: true}}",
+            "losses.stylegan_t.use_disc_warmup: true waits for losses.l1_pixel or losses.l2_pixel to settle; give it",
+        ),
+        (
+            "losses={stylegan_t: null, patchgan: {weight: 1, use_disc_warmup: true}}",
+            "losses.patchgan.use_disc_warmup: true waits for losses.stylegan_t to settle; give it a weight above 0.",
+        ),
+        ("discriminator.blur_init_sigma=-1", "discriminator.blur_init_sigma: found -1, expected"),
         ("data.max_size=100", "data.max_size: found 100, which only image folders and zip files have; data.source is"),
         ("data.xflip=true", "data.xflip: found true, which only image folders and zip files have; data.source is"),
         ("losses.kl.end_kimg=0", "losses.kl: end_kimg 0 is not after start_kimg 0; the term would never count."),
@@ -100,6 +113,11 @@ KEYS = schema_keys(EXPERIMENTS["vfm_vae"])
 )
 def test_a_mistake_is_reported_by_its_key(override, problem):
     assert has(report_of(STAGE_0, [override]), problem)
+
+
+def test_the_clip_loss_needs_labels_that_are_texts():
+    lines = report_of(STAGE_0, ["losses.clip={weight: 0.5}", "data.label_type=none"])
+    assert has(lines, "losses.clip.weight: found 0.5, which needs data.label_type cls2text or text, found none.")
 
 
 def test_a_missing_path_is_reported_with_its_nearest_neighbour(tmp_path):
@@ -120,7 +138,7 @@ def test_all_mistakes_of_a_file_are_in_one_report(tmp_path):
     assert has(lines, "encoder.patch_from_layers: 3 layers [0, 12, -1], but encoder.patch_in_dimensions has 2")
     assert has(lines, "data.resolution: 200 is not divisible by latent.resolution_compression_factor 16.")
     assert has(lines, "data.path: found 'no/such/folder', which does not exist.")
-    assert has(lines, "losses.stylegan_t.weight: found 1, but the loss 'stylegan_t' is not built yet.")
+    assert has(lines, "discriminator.use_stylegan_t_discriminator: found true, but the StyleGAN-T discriminator is not")
     assert lines[0] == f"{path}: {len(lines) - 1} problems"
 
 
@@ -148,7 +166,7 @@ def test_a_bad_file_is_refused_within_two_cpu_seconds_and_without_torch(tmp_path
 
 
 NOT_BUILT_YET = {
-    "losses.ssim": "{weight: 1}",
+    "losses.clip": "{weight: 1}",
     "latent.compression_mode": "discrete",
     "decoder.conditional": "true",
     "decoder.use_cross_attn": "true",
@@ -166,7 +184,7 @@ def test_every_option_that_is_not_built_is_listed_by_name():
     loaded = load_config(STAGE_0, overrides)
     listed = {problem.key: problem.message for problem in loaded.unavailable}
     for key in NOT_BUILT_YET:
-        name = "losses.ssim.weight" if key == "losses.ssim" else key
+        name = "losses.clip.weight" if key == "losses.clip" else key
         assert "is not built yet" in listed[name]
     lines = report_of(STAGE_0, overrides, require_runnable=True)
     assert all(has(lines, f"{key}: ") for key in listed)
@@ -174,7 +192,7 @@ def test_every_option_that_is_not_built_is_listed_by_name():
 
 def test_warnings_list_what_a_run_would_be_refused_for():
     loaded = load_config(STAGE_0)
-    assert "losses.stylegan_t.weight: found 1, but the loss 'stylegan_t' is not built yet." in loaded.warnings()
+    assert "discriminator.use_stylegan_t_discriminator: found true, but the" in loaded.warnings()
     assert "data.path: found 'datasets/imagenet-1k-wds', which does not exist." in loaded.warnings()
     off = ["losses.stylegan_t=null", "discriminator.use_stylegan_t_discriminator=false", "training.precision=bf16"]
     assert load_config(STAGE_0, off).unavailable == []
