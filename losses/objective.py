@@ -16,6 +16,9 @@ from losses.config import MultiscaleConfig, TermConfig
 from losses.interfaces import DiscriminatorInputs, DiscriminatorLoss, Group, Loss, LossInputs
 from losses.schedule import Moment, in_window
 
+Measure = Callable[[Any], Tensor]
+Describe = Callable[[Any], dict[str, Tensor]]
+
 
 @dataclass(frozen=True)
 class Value:
@@ -55,11 +58,15 @@ class Objective(nn.Module):
             if target is None:
                 raise UserError(f"losses.{name}: this loss is not built yet.")
             built[name] = import_object(target)(config)
-            _check_needs(name, built[name])
+            _assert_needs_exist(built[name])
         self.losses = nn.ModuleDict(built)
 
     def __contains__(self, name: str) -> bool:
         return name in self.terms
+
+    def names(self, group: Group) -> list[str]:
+        """The tokenizer's terms of a group, whether they count at present or not."""
+        return [name for name, loss in self.losses.items() if isinstance(loss, Loss) and loss.group == group]
 
     def counts(self, name: str, at: Moment) -> bool:
         """Whether a term counts: its window is open, it does not wait, and no PatchGAN has taken its place."""
@@ -68,23 +75,21 @@ class Objective(nn.Module):
         return not (self._gives_way_to_patchgan(name) and self.counts("patchgan", at))
 
     def _gives_way_to_patchgan(self, name: str) -> bool:
-        loss = self.losses[name]
-        is_for_images = isinstance(loss, Loss) and loss.group != "adversarial"
-        return is_for_images and "patchgan" in self and self.terms["patchgan"].disable_reconstruction_when_patchgan
+        if "patchgan" not in self or not self.terms["patchgan"].disable_reconstruction_when_patchgan:
+            return False
+        return name in self.names("reconstruction") or name in self.names("latent")
 
     def needs(self, field: str, at: Moment) -> bool:
         """Whether any term that counts reads this field of `LossInputs`."""
-        return any(
-            isinstance(loss, Loss) and field in loss.needs and self.counts(name, at)
-            for name, loss in self.losses.items()
-        )
+        return any(field in loss.needs for loss in self._counting(Loss, at).values())
 
     def discriminators_need(self, field: str, at: Moment) -> bool:
         """Whether any term that counts reads this field of `DiscriminatorInputs`."""
-        return any(
-            isinstance(loss, DiscriminatorLoss) and field in loss.discriminator_needs and self.counts(name, at)
-            for name, loss in self.losses.items()
-        )
+        return any(field in loss.discriminator_needs for loss in self._counting(DiscriminatorLoss, at).values())
+
+    def _counting(self, side: type, at: Moment) -> dict[str, Any]:
+        """The terms of the tokenizer's side (`Loss`) or the other (`DiscriminatorLoss`) that count."""
+        return {name: loss for name, loss in self.losses.items() if isinstance(loss, side) and self.counts(name, at)}
 
     def reconstruction_terms(self, inputs: LossInputs, at: Moment) -> dict[str, Value]:
         """The terms that compare images with their targets; their weighted sum is the L_rec of the adaptive weight."""
@@ -100,37 +105,29 @@ class Objective(nn.Module):
 
     def _evaluate(self, group: Group, inputs: LossInputs, at: Moment) -> dict[str, Value]:
         return {
-            name: Value(loss(inputs), self.terms[name].weight, _without_gradient(loss.details, inputs))
-            for name, loss in self.losses.items()
-            if isinstance(loss, Loss) and loss.group == group and self.counts(name, at)
+            name: self._value(name, loss, loss.details, inputs)
+            for name, loss in self._counting(Loss, at).items()
+            if loss.group == group
         }
 
     def discriminator_terms(self, inputs: DiscriminatorInputs, at: Moment) -> dict[str, Value]:
         """The terms of the discriminators' side."""
         return {
-            name: Value(
-                loss.discriminator_loss(inputs),
-                self.terms[name].weight,
-                _without_gradient(loss.discriminator_details, inputs),
-            )
-            for name, loss in self.losses.items()
-            if isinstance(loss, DiscriminatorLoss) and self.counts(name, at)
+            name: self._value(name, loss.discriminator_loss, loss.discriminator_details, inputs)
+            for name, loss in self._counting(DiscriminatorLoss, at).items()
         }
 
-
-def _check_needs(name: str, loss: Loss | DiscriminatorLoss) -> None:
-    for kind, attribute, record in (
-        (Loss, "needs", LossInputs),
-        (DiscriminatorLoss, "discriminator_needs", DiscriminatorInputs),
-    ):
-        needed = getattr(loss, attribute) if isinstance(loss, kind) else frozenset()
-        unknown = needed - {entry.name for entry in fields(record)}
-        assert not unknown, f"losses.{name} needs {unknown}"
+    def _value(self, name: str, measure: Measure, describe: Describe, inputs: Any) -> Value:
+        with torch.no_grad():
+            described = describe(inputs)
+        return Value(measure(inputs), self.terms[name].weight, described)
 
 
-@torch.no_grad()
-def _without_gradient(describe: Callable[[Any], dict[str, Tensor]], inputs: Any) -> dict[str, Tensor]:
-    return describe(inputs)
+def _assert_needs_exist(loss: Loss | DiscriminatorLoss) -> None:
+    if isinstance(loss, Loss):
+        assert loss.needs <= {entry.name for entry in fields(LossInputs)}, loss.needs
+    if isinstance(loss, DiscriminatorLoss):
+        assert loss.discriminator_needs <= {entry.name for entry in fields(DiscriminatorInputs)}
 
 
 def details(values: Mapping[str, Value]) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ from evaluation.cost import (
     seconds_of,
 )
 from losses import LOSSES
+from losses.interfaces import Loss
 from networks.encoders.loading import empty_encoder, load_encoder
 from networks.interfaces import Features
 from networks.vfm_vae import VFMVAETokenizer
@@ -154,7 +155,9 @@ def _computable(name: str, term: Any) -> Any:
     target = LOSSES[name].target
     if target is None:
         raise UserError("not built yet")
-    import_object(target)(term)
+    loss = import_object(target)(term)
+    if not isinstance(loss, Loss) or loss.group == "adversarial":
+        raise UserError("its part of the step is not built yet")
     return term
 
 

@@ -67,9 +67,7 @@ class VFMVAESystem:
                 self.generator,
                 trained_parameters(self.tokenizer),
                 config.optimizer.generator,
-                reconstruction_losses=frozenset(
-                    f"loss/{name}" for name, loss in self.objective.losses.items() if loss.compares_images
-                ),
+                reconstruction_losses=frozenset(f"loss/{name}" for name in self.objective.names("reconstruction")),
             )
         ]
 
