@@ -124,7 +124,7 @@ def test_what_is_not_built_or_absent_is_left_out_by_name(values, tmp_path, monke
         "fp16",
     }
     assert "vgg16-397923af.pth" in record["left_out"]["losses.perceptual"]
-    assert record["left_out"]["losses.stylegan_t"] == "not built yet"
+    assert record["left_out"]["losses.stylegan_t"] == "its part of the step is not built yet"
     assert record["setting"]["losses"] == ["l1_pixel", "l2_pixel", "multiscale_pixel", "kl", "vf"]
     assert record["setting"]["precision"] == "fp32"
     table = as_table(record)
@@ -153,7 +153,8 @@ def test_an_encoder_out_of_reach_is_unknown_and_the_rest_is_measured(values, cou
 
 
 def test_a_step_without_computable_losses_is_left_out(values, tmp_path):
-    values["losses"] = {"ssim": {"weight": 1.0}}
+    values["losses"] = {"stylegan_t": {"weight": 1.0}}
+    values["discriminator"] = {"use_stylegan_t_discriminator": True}
     record = run(values, tmp_path)
     assert record["parts"]["step"] is None
     assert record["left_out"]["step"] == "none of its losses can be computed here"
