@@ -83,6 +83,42 @@ TOKENIZER: Rows = [
 ]
 ENCODER_PREFIX = ("encoder.backbone.", "vfm_encoder.encoder.vision_model.")
 
+HEAD: Rows = [
+    ("first.conv", "main.0.0"),
+    ("first.norm", "main.0.1"),
+    ("residual.conv", "main.1.fn.0"),
+    ("residual.norm", "main.1.fn.1"),
+    ("logits", "cls"),
+    ("label", "cmapper"),
+]
+# The reference counts the scales of the PatchGAN from the smallest one; here 0 is the full image. It names the layers
+# of one network in one way where it hands out their outputs, and in another where it does not.
+_SCALES = ((0, 2), (1, 1), (2, 0))
+PATCHGAN_FEATURES: Rows = [
+    (f"scales.{scale}.layers.{{}}.{own}", f"scale{number}_layer{{}}.{part}")
+    for scale, number in _SCALES
+    for own, part in (("conv", 0), ("norm", 1))
+]
+PATCHGAN_FLAT: Rows = [
+    (f"scales.{scale}.layers.{layer}.{own}", f"layer{number}.{position}")
+    for scale, number in _SCALES
+    for layer, own, position in (
+        *((layer, "conv", (0, 2, 5, 8, 11)[layer]) for layer in range(5)),
+        *((layer, "norm", (3, 6, 9)[layer - 1]) for layer in range(1, 4)),
+    )
+]
+PROJECTED: Rows = [
+    ("projected.backbone.vit", "dino.model.model"),
+    *_below("projected.heads.{}", "heads.{}", HEAD),
+]
+
+
+def discriminator_rows(keep_features: bool) -> Rows:
+    """The table for discriminators whose PatchGAN hands out (or not) its intermediate features."""
+    patchgan = PATCHGAN_FEATURES if keep_features else PATCHGAN_FLAT
+    return [*PROJECTED, *_below("patchgan", "patchgan_discriminator", patchgan)]
+
+
 # Encoder weights: (transformers 5, transformers 4.50), per family; a name that fits no row is the same in both.
 ENCODER_RENAMES: dict[str, Rows] = {
     "siglip2": [(part, f"vision_model.{part}") for part in ("embeddings", "encoder.layers", "post_layernorm", "head")],

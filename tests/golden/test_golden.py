@@ -8,6 +8,7 @@ import pytest
 
 from tests.golden.cases import HERE, Case, collect
 from tests.golden.check_data import check_training_data
+from tests.golden.check_discriminators import check_diffaug, check_head, check_patchgan, check_projected
 from tests.golden.check_losses import check_pixel_losses, check_warmup
 from tests.golden.check_networks import UNITS_TO_COME, check_tiny, check_unit, longest_prefix
 from tests.golden.check_tools import check_psnr_ssim
@@ -17,21 +18,21 @@ CHECKS = {
     "networks_tiny": check_tiny,
     "networks_units": check_unit,
     "training_data": check_training_data,
+    "training_diffaug": check_diffaug,
+    "training_disc_head": check_head,
     "training_ema": check_ema,
     "training_equivariance": check_equivariance,
     "training_lpips": check_lpips,
+    "training_patchgan": check_patchgan,
     "training_pixel_losses": check_pixel_losses,
     "training_safe_loss": check_safe_loss,
+    "training_stylegan_t_disc": check_projected,
     "training_warmup": check_warmup,
     "tools_psnr_ssim": check_psnr_ssim,
 }
 
 TO_COME = {
     "networks_vfm": "more encoder families",
-    "training_diffaug": "discriminators",
-    "training_disc_head": "discriminators",
-    "training_patchgan": "discriminators",
-    "training_stylegan_t_disc": "discriminators",
     "training_total_loss": "adversarial losses",
     "training_trajectory": "adversarial losses",
     "training_latent_losses": "discrete mode",

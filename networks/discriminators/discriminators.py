@@ -1,0 +1,72 @@
+"""All discriminators of a run behind one call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from networks.config import DiscriminatorConfig
+from networks.discriminators.backbone import TappedViT
+from networks.discriminators.patchgan import PatchGAN
+from networks.discriminators.projected import ProjectedDiscriminator
+from networks.interfaces import Verdict
+
+
+class Discriminators(nn.Module):
+    """The projected discriminator and the PatchGAN, as far as the configuration has them.
+
+    Args:
+        config: which ones, and their options.
+        interpolation: how the projected discriminator resizes images, `bilinear` or `bicubic`.
+        backbone: its frozen network; None without it.
+        label_dim: width of the labels that it is conditioned on; 0 for none.
+    """
+
+    def __init__(
+        self, config: DiscriminatorConfig, interpolation: str, backbone: TappedViT | None = None, label_dim: int = 0
+    ):
+        super().__init__()
+        self.projected, self.patchgan = None, None
+        if config.use_stylegan_t_discriminator:
+            assert backbone is not None, "the projected discriminator stands on a backbone"
+            policy = config.diffaug_policy if config.diffaug else ()
+            self.projected = ProjectedDiscriminator(backbone, interpolation, policy, config.p_crop, label_dim)
+        if config.use_patchgan_discriminator:
+            self.patchgan = PatchGAN(config.get_interm_feat)
+
+    def trainable_parts(self) -> nn.ModuleDict:
+        """Everything but the frozen backbone."""
+        parts = nn.ModuleDict()
+        if self.projected is not None:
+            parts["projected"] = nn.ModuleDict({"heads": self.projected.heads})
+        if self.patchgan is not None:
+            parts["patchgan"] = self.patchgan
+        return parts
+
+    def forward(
+        self,
+        images: Tensor,
+        label: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        update_norms: bool = False,
+    ) -> Verdict:
+        """What the discriminators say of a batch of images.
+
+        Gradients flow to the images; the caller decides whether they are wanted (generator phase) or not (detached
+        images, or `torch.no_grad`).
+
+        Args:
+            images: [B, 3, S, S] in [-1, 1]; B is at most 8, or cut into equal groups of at most 8 for the norms.
+            label: [B, label_dim], for the projected discriminator; ignored without `label_dim`.
+            generator: source of the augmentation and of the crops; None: neither, the whole image as it is. One on
+                the CPU gives the same draws on every device and makes nobody wait for a GPU. Real and decoded
+                images each need a generator of their own, for independent draws.
+            update_norms: advance the power iteration of the spectral norms by one step.
+
+        Raises: ShapeError if the images are not square, or too many for equal groups.
+        """
+        images = images.float()
+        return Verdict(
+            projected=None if self.projected is None else self.projected(images, label, generator, update_norms),
+            patches=None if self.patchgan is None else self.patchgan(images),
+        )
