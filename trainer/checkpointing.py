@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common.checkpoint_folder import (
@@ -25,6 +24,7 @@ from common.checkpoint_folder import (
     write_checkpoint,
 )
 from common.errors import CheckpointError
+from networks.checkpoint.folder import save_tensors
 from trainer.config import CheckpointConfig
 from trainer.optimizer import load_optimizer_tensors, optimizer_tensors
 from trainer.systems.base import System
@@ -70,7 +70,8 @@ def save(
     """Write a checkpoint and remove old ones. Called on one rank.
 
     Args:
-        state: the trainer's counters, JSON values; `state["nimg"]` names the checkpoint.
+        state: the trainer's counters, JSON values; `state["nimg"]` names the checkpoint, `state["derived_from"]` says
+            where the weights come from that the run started with.
         config: the resolved configuration.
         data_sha256: fingerprint of the data, for without the same data a position means another sample.
 
@@ -80,13 +81,13 @@ def save(
 
     def fill(folder: Path) -> None:
         for name, network in system.networks.items():
-            _save_tensors(network.state_dict(), folder / model_file(name, average=False))
+            _save_finite(network.state_dict(), folder / model_file(name, average=False))
         for name, network in system.averages.items():
             frozen = system.frozen_tensors() if options.include_encoder else {}
-            _save_tensors(network.state_dict() | frozen, folder / model_file(name, average=True))
+            _save_finite(network.state_dict() | frozen, folder / model_file(name, average=True))
         for phase in system.phases:
             tensors = optimizer_tensors(optimizers[phase.name], phase.parameters)
-            _save_tensors(tensors, folder / f"optimizer_{phase.name}.safetensors")
+            _save_finite(tensors, folder / f"optimizer_{phase.name}.safetensors")
         _save_json(state, folder / "training_state.json")
         _save_json(system.model_config(), folder / "config.json")
 
@@ -97,6 +98,7 @@ def save(
         "ordinal": state["checkpoints_written"],
         "config": config.model_dump(mode="json"),
         "data_sha256": data_sha256,
+        "derived_from": state["derived_from"],
         **system.facts(),
     }
     write_checkpoint(target, fill, facts)
@@ -194,17 +196,14 @@ def _ordinal(folder: Path) -> int:
         return 0
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def _save_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise CheckpointError(
                 f"{path.name}: {name} holds a value that is not finite, so this checkpoint is not written; those "
                 "before it are intact. Resume from there with a lower learning rate (training.init_from)."
             )
-    try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
-    except SafetensorError as error:  # what this library makes of a full disk
-        raise OSError(f"{path}: {error}") from error
+    save_tensors(tensors, path)
 
 
 def _save_json(value: Mapping[str, Any], path: Path) -> None:

@@ -19,6 +19,8 @@ from common.errors import CheckpointError, UserError
 from common.files import write_text_atomically
 from data.pipeline import Batch, TrainingData
 from evaluation.cost import peak_memory_gb
+from networks.checkpoint import origin_of
+from networks.checkpoint.origin import Origin
 from trainer import checkpointing
 from trainer.alarms import silent_deaths
 from trainer.backends import WandbBackend
@@ -74,6 +76,7 @@ class Trainer:
         self.train_seconds = 0.0
         self.checkpoints_written = 0
         self.save_failures = 0
+        self.origin: Origin | None = None
         self._start_clocks()
 
     # --- a run ---------------------------------------------------------------------------------------------------
@@ -133,6 +136,9 @@ class Trainer:
             if self.training.init_from is not None:
                 taken = self.system.load_initial(self.training.init_from, self.training.init_discriminator)
                 log.info("Started with %s.", taken)
+                self.origin = origin_of(self.training.init_from)
+                if self.origin is not None:
+                    log.info("What this run writes derives from %s.", self.origin)
             else:
                 log.info("No checkpoint in %s yet: starting from scratch.", self.run_dir)
         self.backend = WandbBackend(self.config.logging, self.run_dir, self.settings, active=rank() == 0)
@@ -374,6 +380,7 @@ class Trainer:
             "tick_start_nimg": self.tick_start_nimg,
             "train_seconds": self.train_seconds,
             "checkpoints_written": self.checkpoints_written,
+            "derived_from": None if self.origin is None else self.origin.to_json(),
             "means": self.means.state_dict(),
             "guard": self.guard.state_dict(),
             "skips": self.data.skips.gather().state_dict(),
@@ -382,6 +389,7 @@ class Trainer:
     def _load_state(self, state: dict[str, Any]) -> None:
         for name in ("step", "nimg", "tick", "tick_start_nimg", "train_seconds", "checkpoints_written"):
             setattr(self, name, state[name])
+        self.origin = Origin.from_json(state.get("derived_from"))
         self.means.load_state_dict(state["means"])
         self.guard.load_state_dict(state["guard"])
         if rank() == 0:

@@ -1,27 +1,32 @@
 """Reading and writing tokenizers: this project's checkpoint folders, the reference's files, and the names in both.
 
-`names` holds the tables own <-> reference names, `reference` the reference's files, `loading` makes tokenizers of both.
+names       tables own <-> reference names
+reference   the reference's `.pth` files
+folder      this project's folders
+origin      where weights come from, and their licence
+loading     a tokenizer from either
+convert     one into the other
 """
 
+from networks.checkpoint.folder import read_model_config
 from networks.checkpoint.loading import (
     build_tokenizer,
     has_noise_maps,
     load_tokenizer,
     load_weights,
-    read_model_config,
+    origin_of,
     read_weights,
     require_same_encoder,
 )
 from networks.checkpoint.names import to_own_name, to_reference_name
-from networks.checkpoint.reference import read_reference_weights
 
 __all__ = [
     "build_tokenizer",
     "has_noise_maps",
     "load_tokenizer",
     "load_weights",
+    "origin_of",
     "read_model_config",
-    "read_reference_weights",
     "read_weights",
     "require_same_encoder",
     "to_own_name",

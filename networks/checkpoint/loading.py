@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from common.checkpoint_folder import find_checkpoint
-from common.config import Source, build
 from common.errors import CheckpointError
-from networks.checkpoint.reference import read_reference_weights
-from networks.config import TOKENIZER_RELATIONS, TokenizerConfig
+from networks.checkpoint.folder import read_folder_weights, read_manifest, read_model_config
+from networks.checkpoint.names import ENCODER
+from networks.checkpoint.origin import Origin
+from networks.checkpoint.reference import read_reference, read_reference_weights, require_file
+from networks.config import TokenizerConfig
 from networks.encoders.loading import encoder_fingerprint, load_encoder
 from networks.vfm_vae import VFMVAETokenizer
 
@@ -42,13 +42,16 @@ def load_tokenizer(
     if Path(path).is_dir():
         path = find_checkpoint(path, log.warning)
         config = config or read_model_config(path)
-        encoder_sha256 = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["encoder"]["sha256"]
-    state = read_weights(path, weights)
-    if config is None:
-        raise CheckpointError(f"{path}: a reference checkpoint carries no configuration; give one (--use-config).")
+        encoder_sha256 = read_manifest(path)["encoder"]["sha256"]
+        state = read_folder_weights(path, weights)
+    else:
+        if config is None:
+            require_file(path)
+            raise CheckpointError(f"{path}: a reference checkpoint carries no configuration; give one (--use-config).")
+        state = read_reference_weights(path, weights, config.encoder.resolved_family())
     model = build_tokenizer(config, state, str(path))
     if encoder_sha256 is not None:
-        require_same_encoder(encoder_fingerprint(model.encoder), encoder_sha256, str(path))
+        require_same_encoder(encoder_fingerprint(model.encoder.state_dict()), encoder_sha256, str(path))
     return model.to(device)
 
 
@@ -74,9 +77,21 @@ def read_weights(path: str | Path, weights: Literal["ema", "raw"] = "ema") -> di
     Raises: CheckpointError if there is none, or it is damaged.
     """
     if Path(path).is_dir():
-        folder = find_checkpoint(path, log.warning)
-        return load_file(folder / ("model.safetensors" if weights == "ema" else "model_raw.safetensors"))
+        return read_folder_weights(find_checkpoint(path, log.warning), weights)
     return read_reference_weights(path, weights)
+
+
+def origin_of(path: str | Path) -> Origin | None:
+    """Where the weights of a checkpoint come from, if they were not trained from scratch with this project.
+
+    Args:
+        path: as for `load_tokenizer`.
+
+    Raises: CheckpointError if there is nothing, or it is damaged.
+    """
+    if Path(path).is_dir():
+        return Origin.from_json(read_manifest(find_checkpoint(path, log.warning)).get("derived_from"))
+    return read_reference(path).origin
 
 
 def build_tokenizer(config: TokenizerConfig, state: Mapping[str, Tensor], where: str) -> VFMVAETokenizer:
@@ -84,15 +99,24 @@ def build_tokenizer(config: TokenizerConfig, state: Mapping[str, Tensor], where:
 
     Raises: CheckpointError that names missing, unexpected or misshapen weights.
     """
+    model = VFMVAETokenizer(config, load_encoder(config.encoder), noise=expected_noise(config, state, where))
+    load_weights(model, state, where)
+    load_encoder_weights(model, state, where)
+    return model.eval()
+
+
+def expected_noise(config: TokenizerConfig, state: Mapping[str, Tensor], where: str) -> bool:
+    """Whether the decoder that fits these weights has noise maps.
+
+    Raises: CheckpointError if the configuration says otherwise.
+    """
     has_noise = has_noise_maps(state)
     if config.decoder.legacy is not None and config.decoder.legacy != has_noise:
         raise CheckpointError(
             f"{where}: decoder.legacy is {str(config.decoder.legacy).lower()}, but the file "
             f"{'has' if has_noise else 'has no'} noise maps; set it to {str(has_noise).lower()} or null."
         )
-    model = VFMVAETokenizer(config, load_encoder(config.encoder), noise=has_noise)
-    load_weights(model, state, where)
-    return model.eval()
+    return has_noise
 
 
 def has_noise_maps(state: Mapping[str, Tensor]) -> bool:
@@ -101,37 +125,72 @@ def has_noise_maps(state: Mapping[str, Tensor]) -> bool:
 
 
 def load_weights(model: VFMVAETokenizer, state: Mapping[str, Tensor], where: str) -> None:
-    """Copy weights by own names into a tokenizer.
-
-    The alignment head may be absent or left over, for only the VF loss uses it; everything else must fit exactly.
+    """Copy weights by own names into a tokenizer; weights of the frozen encoder among them are left alone.
 
     Raises: CheckpointError that names missing, unexpected or misshapen weights.
     """
-    own = {name: value for name, value in model.state_dict().items() if not name.startswith("encoder.")}
-    given = {name: value for name, value in state.items() if not name.startswith("encoder.")}
-    missing = [name for name in own if name not in given and not name.startswith("alignment.")]
-    unexpected = [name for name in given if name not in own and not name.startswith("alignment.")]
+    require_fit(model, state, where)
+    own = {name for name in model.state_dict() if not name.startswith(ENCODER)}
+    model.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
+
+
+def load_encoder_weights(model: VFMVAETokenizer, state: Mapping[str, Tensor], where: str) -> None:
+    """Let the frozen encoder's weights in a checkpoint, if it has them, take the place of those from its own files.
+
+    They are what the checkpoint was trained on; a difference is said in the log.
+
+    Raises: CheckpointError if they are not those of this encoder.
+    """
+    given = encoder_weights(state)
+    if not given or model.encoder is None:
+        return
+    own = model.encoder.state_dict()
+    if problems := _misfits(own, given):
+        raise CheckpointError(
+            f"{where}: the frozen encoder in it is another one than encoder.vfm_name gives: {problems}; point vfm_name "
+            "to the same model."
+        )
+    differing = sum(not torch.equal(value, given[name].to(value)) for name, value in own.items())
+    if differing:
+        log.warning(
+            "%s: %d of %d weights of the frozen encoder in it differ from those that encoder.vfm_name gives; those of "
+            "the checkpoint are used.",
+            where,
+            differing,
+            len(own),
+        )
+        model.encoder.load_state_dict(given)
+
+
+def encoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The frozen encoder's part of a state dict (own names), by the names inside the encoder."""
+    return {name.removeprefix(ENCODER): value for name, value in state.items() if name.startswith(ENCODER)}
+
+
+def require_fit(model: VFMVAETokenizer, state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights (own names) that do not fit a tokenizer, which may be on the meta device.
+
+    The alignment head may be absent or left over, for only the VF loss uses it; the frozen encoder is not looked at;
+    everything else must fit exactly.
+
+    Raises: CheckpointError that names missing, unexpected or misshapen weights.
+    """
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith(ENCODER)}
+    given = {name: value for name, value in state.items() if not name.startswith(ENCODER)}
+    if problems := _misfits(own, given, optional="alignment."):
+        raise CheckpointError(f"{where}: the weights do not fit the configuration: {problems}.")
+
+
+def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor], optional: str | None = None) -> str:
+    """What keeps weights from fitting, or an empty text; names with the prefix `optional` need not be in both."""
+
+    def only_in(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
+        return [name for name in a if name not in b and not (optional and name.startswith(optional))]
+
     shapes = [
         f"{name} is {list(given[name].shape)}, expected {list(own[name].shape)}"
         for name in own
         if name in given and given[name].shape != own[name].shape
     ]
-    problems = [
-        f"{len(found)} {kind}, e.g. {found[0]}"
-        for kind, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if found
-    ]
-    if problems:
-        raise CheckpointError(f"{where}: the weights do not fit the configuration: {'; '.join(problems)}.")
-    model.load_state_dict({name: value for name, value in given.items() if name in own}, strict=False)
-    encoder = {n.removeprefix("encoder."): value for n, value in state.items() if n.startswith("encoder.")}
-    if encoder and model.encoder is not None:
-        model.encoder.load_state_dict(encoder, strict=True)
-
-
-def read_model_config(folder: Path) -> TokenizerConfig:
-    """The tokenizer's configuration that a checkpoint folder carries. Raises ConfigError if it is not valid."""
-    path = folder / "config.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values.pop("model_type", None)
-    return build(TokenizerConfig, Source(str(path), values), TOKENIZER_RELATIONS)
+    kinds = (("missing", only_in(own, given)), ("unexpected", only_in(given, own)), ("of another shape", shapes))
+    return "; ".join(f"{len(found)} {kind}, e.g. {found[0]}" for kind, found in kinds if found)

@@ -7,6 +7,7 @@ between transformers 5 (here) and 4.50 (there).
 from __future__ import annotations
 
 import re
+from functools import cache
 
 # Rows of (own, reference); {} stands for a number. What a row does not name (weight, bias) is the same in both.
 
@@ -81,7 +82,9 @@ TOKENIZER: Rows = [
     ("decoder.latent_branches.{}.{}.{}", "synthesis.z_convs.{}.{}.{}"),
     *_below("decoder.blocks.{}", "synthesis.blocks.{}", _BLOCK),
 ]
-ENCODER_PREFIX = ("encoder.backbone.", "vfm_encoder.encoder.vision_model.")
+ENCODER = "encoder."  # the frozen encoder's part of a tokenizer
+ENCODER_PREFIX = (f"{ENCODER}backbone.", "vfm_encoder.encoder.vision_model.")
+REFERENCE_FAMILIES = ("siglip2", "dinov2", "mae", "eva", "qwen")  # encoders that the reference has, too
 
 HEAD: Rows = [
     ("first.conv", "main.0.0"),
@@ -132,6 +135,7 @@ ENCODER_RENAMES: dict[str, Rows] = {
 }
 
 
+@cache
 def _pattern(template: str) -> re.Pattern:
     return re.compile(re.escape(template).replace(r"\{\}", r"(\d+)").replace(r"\{\+1\}", r"(\d+)") + r"(?=\.|$)")
 

@@ -18,6 +18,7 @@ from losses.interfaces import LossInputs
 from losses.objective import Objective, Value, details, total
 from losses.schedule import Moment
 from networks.checkpoint import has_noise_maps, load_weights, read_weights, require_same_encoder
+from networks.checkpoint.folder import encoder_facts, model_config_values
 from networks.compression import tokens_to_map
 from networks.encoders.loading import encoder_fingerprint, load_encoder
 from networks.equivariance import IDENTITY, EquivarianceTransform, draw_transform
@@ -48,7 +49,7 @@ class VFMVAESystem:
         self.device = device
         self.interpolation = config.encoder.interpolation()
         encoder = load_encoder(config.encoder) if encoder is None else encoder
-        self.encoder_sha256 = encoder_fingerprint(encoder)
+        self.encoder_sha256 = encoder_fingerprint(encoder.state_dict())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_seed(config.run.random_seed, "initial weights"))
             tokenizer = VFMVAETokenizer(config.tokenizer(), encoder, noise=_has_noise(config))
@@ -159,18 +160,10 @@ class VFMVAESystem:
         return {name: value.detach().float() for name, value in report.items()}
 
     def model_config(self) -> dict[str, Any]:
-        return {"model_type": "vfm_vae", **self.config.tokenizer().model_dump(mode="json")}
+        return model_config_values(self.config.tokenizer())
 
     def facts(self) -> dict[str, Any]:
-        c = self.config.encoder
-        return {
-            "encoder": {
-                "vfm_name": c.vfm_name,
-                "family": c.resolved_family(),
-                "revision": c.revision,
-                "sha256": self.encoder_sha256,
-            }
-        }
+        return {"encoder": encoder_facts(self.config.tokenizer(), self.encoder_sha256)}
 
     def require_same_frozen_parts(self, manifest: Mapping[str, Any], where: str) -> None:
         require_same_encoder(self.encoder_sha256, manifest["encoder"]["sha256"], where)

@@ -1,0 +1,157 @@
+"""Model folders of this project: weights, their configuration, and what came with them.
+
+    model.safetensors                       EMA of the weights; with the frozen encoder if that was asked for
+    model_raw.safetensors                   the weights, if they are known beside their EMA
+    config.json                             shape of the tokenizer
+    reference_discriminator.safetensors     discriminators of a reference file, as they were, by its names
+    training_set_kwargs.json                options of a reference file's training data, as they were
+    manifest.json                           hashes of all these; `encoder`: the frozen encoder; `derived_from`: origin
+
+A checkpoint of a run holds the first three and what it needs to go on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from common.checkpoint_folder import write_checkpoint
+from common.config import Source, build
+from common.errors import CheckpointError
+from networks.checkpoint.origin import Origin
+from networks.config import TOKENIZER_RELATIONS, TokenizerConfig
+
+WEIGHT_FILES = {"ema": "model.safetensors", "raw": "model_raw.safetensors"}
+_DISCRIMINATOR = "reference_discriminator.safetensors"
+_TRAINING_SET = "training_set_kwargs.json"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What a model folder holds, besides the state of a run. Weights have own names and stay on disk until used.
+
+    Attributes:
+        config: shape of the tokenizer.
+        average: EMA of the weights.
+        raw: the weights, if known.
+        nimg: images seen, if known.
+        encoder: name, family, revision and fingerprint (`sha256`; None if unknown) of the frozen encoder.
+        discriminator: discriminators of a reference file, by its names.
+        training_set_kwargs: options of a reference file's training data.
+        origin: where the weights come from, if not from training from scratch.
+    """
+
+    config: TokenizerConfig
+    average: Mapping[str, Tensor]
+    raw: Mapping[str, Tensor] | None
+    nimg: int | None
+    encoder: Mapping[str, Any]
+    discriminator: Mapping[str, Tensor] = field(default_factory=dict)
+    training_set_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin | None = None
+
+
+def read_model_folder(folder: Path) -> ModelFolder:
+    """A checkpoint folder that `find_checkpoint` has accepted. Raises ConfigError if its configuration is not valid."""
+    manifest = read_manifest(folder)
+    return ModelFolder(
+        read_model_config(folder),
+        read_folder_weights(folder, "ema"),
+        read_folder_weights(folder, "raw") if (folder / WEIGHT_FILES["raw"]).exists() else None,
+        manifest["nimg"],
+        manifest["encoder"],
+        load_file(folder / _DISCRIMINATOR) if (folder / _DISCRIMINATOR).exists() else {},
+        _read_json(folder / _TRAINING_SET) if (folder / _TRAINING_SET).exists() else {},
+        Origin.from_json(manifest.get("derived_from")),
+    )
+
+
+def write_model_folder(target: Path, content: ModelFolder) -> None:
+    """Write a folder that `load_tokenizer` reads, whole or not at all.
+
+    Raises: CheckpointError if something is there already, or the folder cannot be written.
+    """
+    if target.exists():
+        raise CheckpointError(f"{target}: exists already; give a folder that does not.")
+
+    def fill(folder: Path) -> None:
+        save_tensors(content.average, folder / WEIGHT_FILES["ema"])
+        if content.raw is not None:
+            save_tensors(content.raw, folder / WEIGHT_FILES["raw"])
+        if content.discriminator:
+            save_tensors(content.discriminator, folder / _DISCRIMINATOR)
+        if content.training_set_kwargs:
+            _write_json(content.training_set_kwargs, folder / _TRAINING_SET)
+        _write_json(model_config_values(content.config), folder / "config.json")
+
+    facts = {
+        "nimg": content.nimg,
+        "encoder": dict(content.encoder),
+        "derived_from": None if content.origin is None else content.origin.to_json(),
+    }
+    try:
+        write_checkpoint(target, fill, facts)
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be written ({error}).") from error
+
+
+def read_folder_weights(folder: Path, weights: Literal["ema", "raw"]) -> dict[str, Tensor]:
+    """Weights of a checkpoint folder; its EMA where it holds nothing else."""
+    path = folder / WEIGHT_FILES[weights]
+    return load_file(path if path.exists() else folder / WEIGHT_FILES["ema"])
+
+
+def read_model_config(folder: Path) -> TokenizerConfig:
+    """The tokenizer's configuration that a checkpoint folder carries. Raises ConfigError if it is not valid."""
+    path = folder / "config.json"
+    values = _read_json(path)
+    values.pop("model_type", None)
+    return build(TokenizerConfig, Source(str(path), values), TOKENIZER_RELATIONS)
+
+
+def model_config_values(config: TokenizerConfig) -> dict[str, Any]:
+    """What `config.json` says of a tokenizer; the inverse of `read_model_config`."""
+    return {"model_type": "vfm_vae", **config.model_dump(mode="json")}
+
+
+def encoder_facts(config: TokenizerConfig, sha256: str | None) -> dict[str, Any]:
+    """What a manifest says of the frozen encoder, to which a checkpoint refers.
+
+    Args:
+        sha256: its fingerprint, if known.
+    """
+    encoder = config.encoder
+    return {
+        "vfm_name": encoder.vfm_name,
+        "family": encoder.resolved_family(),
+        "revision": encoder.revision,
+        "sha256": sha256,
+    }
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint folder."""
+    return _read_json(folder / "manifest.json")
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors. Raises OSError if the disk is full or the file cannot be written."""
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    except SafetensorError as error:  # what this library makes of a full disk
+        raise OSError(f"{path}: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_json(value: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
