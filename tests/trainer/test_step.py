@@ -149,9 +149,9 @@ def test_a_full_disk_leaves_the_training_and_the_last_checkpoint_alone(make_conf
     """What safetensors raises when the disk is full, at the second of three checkpoints."""
     from safetensors import SafetensorError
 
-    from trainer import checkpointing
+    from networks.checkpoint import folder
 
-    save_file, files = checkpointing.save_file, []
+    save_file, files = folder.save_file, []
 
     def save_or_fail(tensors, path):
         files.append(path)
@@ -159,12 +159,12 @@ def test_a_full_disk_leaves_the_training_and_the_last_checkpoint_alone(make_conf
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         save_file(tensors, path)
 
-    monkeypatch.setattr(checkpointing, "save_file", save_or_fail)
+    monkeypatch.setattr(folder, "save_file", save_or_fail)
     config = make_config(changes={"checkpoint.keep_last": 9})
     trainer = run_until(build_trainer(config))
     assert trainer.nimg == 24
     assert "The checkpoint after 20 images could not be written" in caplog.text
-    names = [folder.name for folder in list_checkpoints(config.run.run_dir)]
+    names = [path.name for path in list_checkpoints(config.run.run_dir)]
     assert names == ["checkpoint-000000000012", "checkpoint-000000000024"]
     assert not list((Path(config.run.run_dir) / "checkpoints").glob(".*"))
 
