@@ -4,6 +4,7 @@ names       tables own <-> reference names
 reference   the reference's `.pth` files
 folder      this project's folders
 origin      where weights come from, and their licence
+fit         whether weights fit a network
 loading     a tokenizer from either
 convert     one into the other
 """

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.checkpoint_folder import find_checkpoint
 from common.errors import CheckpointError
+from networks.checkpoint.fit import misfits
 from networks.checkpoint.folder import read_folder_weights, read_manifest, read_model_config
 from networks.checkpoint.names import ENCODER
 from networks.checkpoint.origin import Origin
@@ -145,7 +146,7 @@ def load_encoder_weights(model: VFMVAETokenizer, state: Mapping[str, Tensor], wh
     if not given or model.encoder is None:
         return
     own = model.encoder.state_dict()
-    if problems := _misfits(own, given):
+    if problems := misfits(own, given):
         raise CheckpointError(
             f"{where}: the frozen encoder in it is another one than encoder.vfm_name gives: {problems}; point vfm_name "
             "to the same model."
@@ -177,20 +178,5 @@ def require_fit(model: VFMVAETokenizer, state: Mapping[str, Tensor], where: str)
     """
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(ENCODER)}
     given = {name: value for name, value in state.items() if not name.startswith(ENCODER)}
-    if problems := _misfits(own, given, optional="alignment."):
+    if problems := misfits(own, given, optional="alignment."):
         raise CheckpointError(f"{where}: the weights do not fit the configuration: {problems}.")
-
-
-def _misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor], optional: str | None = None) -> str:
-    """What keeps weights from fitting, or an empty text; names with the prefix `optional` need not be in both."""
-
-    def only_in(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> list[str]:
-        return [name for name in a if name not in b and not (optional and name.startswith(optional))]
-
-    shapes = [
-        f"{name} is {list(given[name].shape)}, expected {list(own[name].shape)}"
-        for name in own
-        if name in given and given[name].shape != own[name].shape
-    ]
-    kinds = (("missing", only_in(own, given)), ("unexpected", only_in(given, own)), ("of another shape", shapes))
-    return "; ".join(f"{len(found)} {kind}, e.g. {found[0]}" for kind, found in kinds if found)

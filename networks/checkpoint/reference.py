@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from common.errors import CheckpointError
 from common.files import write_atomically
+from common.torch_file import read_torch_file
 from networks.checkpoint.names import ENCODER, to_own_name, to_reference_name
 from networks.checkpoint.origin import UNKNOWN_LICENCE, Origin
 
@@ -57,7 +57,8 @@ def read_reference(path: str | Path) -> ReferenceCheckpoint:
 
     Raises: CheckpointError if it is missing, damaged, would execute code, or is no such file.
     """
-    content = _load(path)
+    require_file(path)
+    content = read_torch_file(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: found {type(content).__name__}, expected a dictionary of tensors.")
     origin = Origin.from_json(content.get("derived_from")) or Origin(Path(path).name, UNKNOWN_LICENCE)
@@ -167,30 +168,6 @@ def _hint(unknown: list[str], state: Mapping[str, Tensor]) -> str:
     if all(name.startswith((ENCODER, "compression.", "alignment.", "decoder.")) for name in unknown):
         return " They have this project's names: give its checkpoint folder instead."
     return " Expected names vfm_encoder..., ldm_adapter..., mapping..., synthesis...."
-
-
-def _load(path: str | Path) -> Any:
-    require_file(path)
-    is_archive = zipfile.is_zipfile(path)  # what torch writes today; only these can be memory-mapped
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-    except Exception as error:  # torch raises many types for a damaged or refused file
-        raise CheckpointError(f"{path}: {_why_unreadable(path, is_archive, error)}") from error
-
-
-def _why_unreadable(path: str | Path, is_archive: bool, error: Exception) -> str:
-    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if refused:
-        return (
-            f"holds an object of {refused[1]}, and reading that could execute code; it is never unpickled. Expected "
-            "only tensors, dicts, texts and numbers: have the program that made it save plain dicts."
-        )
-    with open(path, "rb") as file:
-        is_cut = not is_archive and file.read(2) == b"PK"
-    if is_cut:
-        return f"is cut off: its {Path(path).stat().st_size:,} bytes have a beginning but no end; copy it again."
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"is no file that torch.save wrote, or it is damaged ({type(error).__name__}: {first_line})."
 
 
 def _state_dict(value: Any, where: str) -> Mapping[str, Tensor]:

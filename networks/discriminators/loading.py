@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common.errors import CheckpointError, UserError
+from common.torch_file import read_torch_file
 from networks.checkpoint.fit import misfits
-from networks.checkpoint.names import discriminator_rows, to_own_name
+from networks.checkpoint.names import PROJECTED, discriminator_rows, to_own_name, to_reference_name
 from networks.config import DiscriminatorConfig
 from networks.discriminators.backbone import DINO_MODEL, TappedViT, empty_backbone
 from networks.discriminators.discriminators import Discriminators
@@ -25,7 +26,6 @@ from networks.discriminators.discriminators import Discriminators
 log = logging.getLogger(__name__)
 
 DINO_FILE = "dino_deitsmall16_pretrain.pth"
-_DINO_IN_REFERENCE = "dino.model.model."
 _BACKBONE, _PATCHGAN = "projected.backbone.", "patchgan."
 
 
@@ -106,26 +106,20 @@ def find_dino(dino_path: str | None) -> Path:
 def read_dino(path: Path) -> dict[str, Tensor]:
     """DINO's weights by timm's names, from its own file or from the discriminator of a reference checkpoint.
 
-    Raises: CheckpointError if the file is damaged or would execute code.
+    Raises: CheckpointError if the file is damaged, would execute code, or holds no tensors by name.
     """
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        try:
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged, or not a safetensors file ({error}).") from error
-    except Exception as error:  # torch raises many types for a damaged or refused file
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{path}: cannot be read as tensors only ({first_line}); it is never unpickled."
-        ) from error
-    content = content.get("D", content)
-    inside = {
-        name.removeprefix(_DINO_IN_REFERENCE): value
-        for name, value in content.items()
-        if name.startswith(_DINO_IN_REFERENCE)
-    }
-    return inside or content
+        except SafetensorError as error:
+            raise CheckpointError(f"{path}: damaged, or not a safetensors file ({error}).") from error
+    content = read_torch_file(path)
+    state = content.get("D", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path}: found no dictionary of tensors, expected DINO's weights by name.")
+    prefix = to_reference_name(f"{_BACKBONE}vit", PROJECTED) + "."
+    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return inside or dict(state)
 
 
 def dino_backbone(state: Mapping[str, Tensor], where: str) -> TappedViT:

@@ -21,7 +21,9 @@ from networks.discriminators.loading import (
     to_own_state,
 )
 
-ENTRIES = json.loads((Path(__file__).parent / "reference_entries.json").read_text(encoding="utf-8"))
+DATA = Path(__file__).parents[1] / "data"
+DEFAULT = json.loads((DATA / "reference_entries.json").read_text(encoding="utf-8"))["discriminator"]
+ENTRIES = json.loads((DATA / "reference_discriminators.json").read_text(encoding="utf-8"))
 VARIANTS = {
     "default_stage_0_1_2": ({"use_stylegan_t_discriminator": True}, 0),
     "stage_3": (
@@ -35,8 +37,7 @@ VARIANTS = {
 
 def reference_shapes(variant: str) -> dict[str, list[int]]:
     listed = ENTRIES[variant]
-    default = ENTRIES["default_stage_0_1_2"]["entries"] if listed["beside_the_default"] else {}
-    return default | listed["entries"]
+    return (DEFAULT if listed["beside_the_default"] else {}) | listed["entries"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -137,6 +138,17 @@ def test_a_malicious_dino_file_is_refused_and_not_executed(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="never unpickled"):
         build_discriminators(dino_config(tmp_path / "dino.pth"), "bilinear")
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_file_that_is_not_there_or_holds_something_else_is_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.pth does not exist"):
+        build_discriminators(dino_config(tmp_path / "nowhere.pth"), "bilinear")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match=r"list\.pth: found no dictionary of tensors"):
+        read_dino(tmp_path / "list.pth")
+    (tmp_path / "cut.safetensors").write_bytes(b"12")
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors: damaged, or not a safetensors file"):
+        read_dino(tmp_path / "cut.safetensors")
 
 
 # --- discriminators ------------------------------------------------------------------------------------------------

@@ -1,0 +1,39 @@
+"""Files that torch.save wrote, read so that nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import CheckpointError
+
+
+def read_torch_file(path: str | Path) -> Any:
+    """What a file holds: tensors, dicts, texts and numbers, on the CPU; tensors stay on disk until they are used.
+
+    Raises: CheckpointError if it is damaged, or reading it could execute code.
+    """
+    is_archive = zipfile.is_zipfile(path)  # what torch writes today; only these can be memory-mapped
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except Exception as error:  # torch raises many types for a damaged or refused file
+        raise CheckpointError(f"{path}: {_why_unreadable(path, is_archive, error)}") from error
+
+
+def _why_unreadable(path: str | Path, is_archive: bool, error: Exception) -> str:
+    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if refused:
+        return (
+            f"holds an object of {refused[1]}, and reading that could execute code; it is never unpickled. Expected "
+            "only tensors, dicts, texts and numbers: have the program that made it save plain dicts."
+        )
+    with open(path, "rb") as file:
+        is_cut = not is_archive and file.read(2) == b"PK"
+    if is_cut:
+        return f"is cut off: its {Path(path).stat().st_size:,} bytes have a beginning but no end; copy it again."
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"is no file that torch.save wrote, or it is damaged ({type(error).__name__}: {first_line})."
