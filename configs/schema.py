@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,7 @@ from networks.config import (
     local_groups,
     tokenizer_relations,
 )
+from networks.encoders.recognition import local_folder
 from trainer.config import (
     CheckpointConfig,
     EquivarianceConfig,
@@ -165,8 +167,8 @@ def _equivariance_scales_fit(c) -> str | None:
         return None
     latent = c.data.resolution // c.latent.resolution_compression_factor
     multiple = c.decoder.latent_multiple(c.data.resolution, latent)
-    patch = c.encoder.patch_size()
-    unshuffle = c.encoder.token_side(c.data.resolution) // latent
+    per_position = c.data.resolution * c.encoder.scale_factor / latent  # encoder pixels behind a latent position
+    step = math.lcm(int(per_position), c.encoder.pixel_multiple())
     for scale in EQUIVARIANCE_SCALES:
         side = c.data.resolution * scale
         if (latent * scale) % multiple:
@@ -174,10 +176,11 @@ def _equivariance_scales_fit(c) -> str | None:
                 f"true, but scale {scale:g} leaves a latent of side {latent * scale:g}, which must be a multiple of "
                 f"{multiple} for the latent branches; use a larger data.resolution or fewer decoder.num_blocks."
             )
-        if side % 1 or (side * c.encoder.scale_factor) % (patch * unshuffle):
+        if side % 1 or (side * c.encoder.scale_factor) % step:
             return (
                 f"true, but scale {scale:g} gives the encoder {side * c.encoder.scale_factor:g} pixels, which must be "
-                f"a multiple of {patch * unshuffle} (patch {patch} x {unshuffle} tokens per latent position)."
+                f"a multiple of {step} ({per_position:g} per latent position, patches of "
+                f"{c.encoder.pixel_multiple()})."
             )
     return None
 
@@ -285,6 +288,8 @@ RELATIONS: tuple[Relation, ...] = (
             "decoder.concat_z_block_indices",
             "encoder.vfm_name",
             "encoder.family",
+            "encoder.revision",
+            "encoder.patch_from_layers",
             "encoder.scale_factor",
         ),
         _equivariance_scales_fit,
@@ -334,7 +339,8 @@ def missing_paths(values: Mapping[str, Any]) -> list[Problem]:
             remedy = _REMEDIES.get(key, "")
             problems.append(Problem(key, f"found {value!r}, which does not exist{_nearest_path(value)}.{remedy}"))
     name = _value_at(values, "encoder.vfm_name")
-    if isinstance(name, str) and _looks_local(name) and not Path(name).expanduser().exists():
+    folder = local_folder(name) if isinstance(name, str) else None
+    if folder is not None and not folder.exists():
         problems.append(
             Problem("encoder.vfm_name", f"found {name!r}, which does not exist; give a folder or a hub id.")
         )
@@ -345,11 +351,6 @@ def _value_at(values: Any, key: str) -> Any:
     for part in key.split("."):
         values = values.get(part) if isinstance(values, Mapping) else None
     return values
-
-
-def _looks_local(name: str) -> bool:
-    """A hub id has at most one slash and starts with neither a dot, a slash nor a tilde."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _nearest_path(value: str) -> str:

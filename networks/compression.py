@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import ShapeError
-from networks.config import EncoderConfig, LatentConfig
+from networks.config import EncoderConfig, LatentConfig, fused_channels
 from networks.interfaces import Features
 from networks.layers.attention_projection import AttentionProjection
-
-
-def tokens_to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[B, h*w, D] row-major tokens -> [B, D, h, w]."""
-    return rearrange(tokens, "b (h w) d -> b d h w", h=grid[0])
-
-
-def map_to_tokens(x: Tensor) -> Tensor:
-    """[B, D, h, w] -> [B, h*w, D] row-major tokens."""
-    return rearrange(x, "b d h w -> b (h w) d")
+from networks.tokens import map_to_tokens, tokens_to_map
 
 
 def unshuffle_tokens(tokens: Tensor, grid: tuple[int, int], factor: int) -> tuple[Tensor, tuple[int, int]]:
@@ -68,18 +58,18 @@ class Compression(nn.Module):
     Args:
         encoder: which layers and how wide.
         latent: widths of the projections and of the latent.
-        unshuffle: side of the encoder's token grid over the latent's, per layer.
+        unshuffle: side of the encoder's token grid over the latent's, of each layer.
     """
 
-    def __init__(self, encoder: EncoderConfig, latent: LatentConfig, unshuffle: int):
+    def __init__(self, encoder: EncoderConfig, latent: LatentConfig, unshuffle: list[int]):
         super().__init__()
-        self.unshuffle = unshuffle
+        self.unshuffle = list(unshuffle)
         kind, layers = latent.how_to_compress, latent.attnproj_quant_layers
         self.projections = nn.ModuleList(
             width_projection(kind, n_in, n_out, layers, width_changes_last=True)
             for n_in, n_out in zip(encoder.patch_in_dimensions, latent.patch_out_dimensions, strict=True)
         )
-        fused = sum(latent.patch_out_dimensions) * unshuffle**2
+        fused = fused_channels(latent.patch_out_dimensions, unshuffle)
         self.head = width_projection(kind, fused, 2 * latent.z_dimension, layers, width_changes_last=True)
         initialise_adapter(self)
 
@@ -94,13 +84,14 @@ class Compression(nn.Module):
         Raises: ShapeError if a layer's grid is no multiple of the latent's, or the layers' latent grids differ.
         """
         fused, grids = [], []
-        for projection, tokens, grid in zip(self.projections, features.levels, features.grids, strict=True):
-            if grid[0] % self.unshuffle or grid[1] % self.unshuffle:
+        layers = zip(self.projections, features.levels, features.grids, self.unshuffle, strict=True)
+        for projection, tokens, grid, factor in layers:
+            if grid[0] % factor or grid[1] % factor:
                 raise ShapeError(
                     f"encoder tokens form a {grid[0]} x {grid[1]} grid; expected both sides to be multiples of "
-                    f"{self.unshuffle} (encoder grid over latent grid). Use another image size."
+                    f"{factor} (encoder grid over latent grid). Use another image size."
                 )
-            tokens, grid = unshuffle_tokens(project_tokens(projection, tokens, grid), grid, self.unshuffle)
+            tokens, grid = unshuffle_tokens(project_tokens(projection, tokens, grid), grid, factor)
             fused.append(tokens)
             grids.append(grid)
         if len(set(grids)) != 1:

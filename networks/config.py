@@ -5,13 +5,15 @@ Leaf keys keep the published names. Imports no torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.config import Relation, StrictModel
 from common.errors import UserError
-from networks.encoders import FAMILIES, resolve_family, resolve_patch_size
+from networks.encoders import FAMILIES
+from networks.encoders.recognition import PatchSizes, resolve_family, resolve_patch_sizes
 
 EQUIVARIANCE_SCALES = (0.25, 0.5, 0.75)  # factors below 1 that the equivariance regularisation draws from
 LOCAL_BATCH = 8  # most images that a discriminator's local batch norm normalises together
@@ -26,7 +28,7 @@ def local_groups(batch: int) -> int | None:
 class EncoderConfig(StrictModel):
     """The frozen vision foundation model."""
 
-    vfm_name: str = Field(description="Folder or hub id of the model.")
+    vfm_name: str = Field(description="Folder or hub id of the model, or its name in timm.")
     family: str | None = Field(None, description="Encoder family; null: told from the model's config or name.")
     revision: str | None = Field(None, description="Hub revision (commit, tag); null: the newest.")
     scale_factor: PositiveFloat = Field(description="Images are resized by this before the encoder.")
@@ -38,15 +40,23 @@ class EncoderConfig(StrictModel):
 
     def resolved_family(self) -> str:
         """The registry name of the family. Raises UserError if it cannot be told."""
-        return resolve_family(self.vfm_name, self.family)
+        return resolve_family(self.vfm_name, self.family, self.revision)
 
-    def patch_size(self) -> int:
-        """Side in pixels behind one token."""
-        return resolve_patch_size(self.vfm_name, self.resolved_family())
+    def _patch_sizes(self) -> PatchSizes:
+        return resolve_patch_sizes(self.vfm_name, self.resolved_family(), self.revision)
 
-    def token_side(self, image_side: int) -> int:
-        """Side of the token grid of a square image."""
-        return int(image_side * self.scale_factor // self.patch_size())
+    def patch_sizes(self) -> list[int]:
+        """Side in pixels behind one token, of each layer."""
+        sizes = self._patch_sizes()
+        return [sizes.last if layer == -1 else sizes.patch for layer in self.patch_from_layers]
+
+    def pixel_multiple(self) -> int:
+        """The side of what the encoder sees must be a multiple of this."""
+        return self._patch_sizes().last
+
+    def token_sides(self, image_side: int) -> list[int]:
+        """Side of the token grid of a square image, of each layer."""
+        return [int(image_side * self.scale_factor // patch) for patch in self.patch_sizes()]
 
     def interpolation(self) -> str:
         """How the losses resize target images for this family."""
@@ -285,32 +295,44 @@ def _resolution_divides(c, side: int) -> str | None:
 
 
 def _encoder_grid(c, side: int) -> str | None:
-    patch, scale = c.encoder.patch_size(), c.encoder.scale_factor
+    multiple, scale = c.encoder.pixel_multiple(), c.encoder.scale_factor
     scaled = side * scale
-    if scaled % patch:
+    if scaled % multiple:
         return (
-            f"{side} x encoder.scale_factor {scale:g} = {scaled:g} pixels is not divisible by the patch size {patch}."
+            f"{side} x encoder.scale_factor {scale:g} = {scaled:g} pixels is not divisible by the patch size "
+            f"{multiple}."
         )
-    grid, latent = int(scaled // patch), side // c.latent.resolution_compression_factor
-    if latent == 0 or grid < latent or grid % latent:
-        return (
-            f"the encoder's grid at {side} pixels is {grid} x {grid} tokens (scale_factor {scale:g}, patch {patch}), "
-            f"expected a multiple of the latent's {latent} x {latent}."
-        )
+    latent = side // c.latent.resolution_compression_factor
+    patches = dict(zip(c.encoder.patch_from_layers, c.encoder.patch_sizes()))
+    for layer, patch in patches.items():
+        grid = int(scaled // patch)
+        if latent == 0 or grid < latent or grid % latent:
+            of_layer = "" if len(set(patches.values())) == 1 else f" of layer {layer}"
+            return (
+                f"the encoder's grid{of_layer} at {side} pixels is {grid} x {grid} tokens (scale_factor {scale:g}, "
+                f"patch {patch}), expected a multiple of the latent's {latent} x {latent}."
+            )
     return None
+
+
+def fused_channels(widths: Sequence[int], unshuffle: Sequence[int]) -> int:
+    """Channels of all projected layers together once space-to-depth has brought each to the latent's grid."""
+    return sum(width * factor**2 for width, factor in zip(widths, unshuffle, strict=True))
 
 
 def _fused_width_fits_head(c, side: int) -> str | None:
     if c.latent.how_to_compress != "attnproj":
         return None
     latent = side // c.latent.resolution_compression_factor
-    unshuffle = c.encoder.token_side(side) // latent
-    fused = sum(c.latent.patch_out_dimensions) * unshuffle**2
+    unshuffle = [tokens // latent for tokens in c.encoder.token_sides(side)]
+    fused = fused_channels(c.latent.patch_out_dimensions, unshuffle)
     head = c.latent.channels() * (2 if c.latent.compression_mode == "continuous" else 1)
     if max(fused, head) % min(fused, head):
+        widths = zip(c.latent.patch_out_dimensions, unshuffle)
+        summands = " + ".join(f"{width} x {factor**2}" for width, factor in widths)
         return (
-            f"the fused layers have {fused} channels ({' + '.join(map(str, c.latent.patch_out_dimensions))}, times "
-            f"{unshuffle**2}) and the head {head}; attention projects only where one divides the other."
+            f"the fused layers have {fused} channels ({summands}) and the head {head}; attention projects only where "
+            "one divides the other."
         )
     return None
 
@@ -333,6 +355,8 @@ def tokenizer_relations(resolution_key: str, side) -> list[Relation]:
         "encoder.scale_factor",
         "encoder.vfm_name",
         "encoder.family",
+        "encoder.revision",
+        "encoder.patch_from_layers",
         "latent.resolution_compression_factor",
     )
 
@@ -342,7 +366,7 @@ def tokenizer_relations(resolution_key: str, side) -> list[Relation]:
         return _encoder_grid(c, side(c))
 
     return [
-        Relation(("encoder.vfm_name", "encoder.family"), _known_family),
+        Relation(("encoder.vfm_name", "encoder.family", "encoder.revision"), _known_family),
         Relation(
             ("encoder.patch_from_layers", "encoder.patch_in_dimensions", "latent.patch_out_dimensions"),
             _lists_of_equal_length,
@@ -359,8 +383,18 @@ def tokenizer_relations(resolution_key: str, side) -> list[Relation]:
         Relation(geometry, lambda c: _resolution_divides(c, side(c))),
         Relation(grid, grid_problem),
         Relation(
-            ("latent.patch_out_dimensions", "latent.z_dimension", "latent.how_to_compress", *grid),
-            lambda c: None if geometry_problem(c, side(c)) else _fused_width_fits_head(c, side(c)),
+            (
+                "latent.patch_out_dimensions",
+                "encoder.patch_in_dimensions",
+                "latent.z_dimension",
+                "latent.how_to_compress",
+                *grid,
+            ),
+            lambda c: (
+                None
+                if _lists_of_equal_length(c) or geometry_problem(c, side(c))
+                else _fused_width_fits_head(c, side(c))
+            ),
         ),
         Relation(
             ("decoder.channel_base", "decoder.channel_max", "decoder.attn_heads", *geometry),

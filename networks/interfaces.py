@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from networks.latent import DiagonalGaussian
+from networks.tokens import tokens_to_map
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Features:
 
     levels: list[Tensor]
     grids: list[tuple[int, int]]
+
+    def as_map(self, position: int) -> Tensor:
+        """The level at this position of the lists as [B, D_i, h_i, w_i]."""
+        return tokens_to_map(self.levels[position], self.grids[position])
 
 
 @dataclass(frozen=True)

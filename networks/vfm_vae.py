@@ -32,7 +32,7 @@ class VFMVAETokenizer(nn.Module):
         self.config = config
         self.has_noise = bool(config.decoder.legacy) if noise is None else noise
         self.encoder = encoder
-        unshuffle = config.encoder.token_side(config.img_resolution) // config.latent_side()
+        unshuffle = [side // config.latent_side() for side in config.encoder.token_sides(config.img_resolution)]
         self.compression = Compression(config.encoder, config.latent, unshuffle)
         if config.alignment_head:
             last = config.encoder.patch_from_layers.index(-1)

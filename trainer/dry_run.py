@@ -102,9 +102,9 @@ def saved_bytes(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) ->
 def made_up_features(config: VFMVAEExperiment, batch: int, device: torch.device) -> Features:
     """Random features of the shapes that the configured encoder gives."""
     c = config.encoder
-    side = c.token_side(config.data.resolution)
-    levels = [torch.randn(batch, side**2, width, device=device) for width in c.patch_in_dimensions]
-    return Features(levels, [(side, side)] * len(levels))
+    sides = c.token_sides(config.data.resolution)
+    levels = [torch.randn(batch, side**2, width, device=device) for side, width in zip(sides, c.patch_in_dimensions)]
+    return Features(levels, [(side, side) for side in sides])
 
 
 def encoder_flops(encoder: VisionEncoder, config: VFMVAEExperiment, batch: int) -> int:

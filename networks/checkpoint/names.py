@@ -1,17 +1,21 @@
 """The names of weights: this project's own, and the reference's.
 
 `to_reference_name` and `to_own_name` are the one table between them; the frozen encoder's weights are also renamed
-between transformers 5 (here) and 4.50 (there).
+between transformers 5 (here) and 4.50 (there), by the `reference_names` of its family.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
+
+from common.registry import import_object
+from networks.encoders import FAMILIES
 
 # Rows of (own, reference); {} stands for a number. What a row does not name (weight, bias) is the same in both.
 
-Rows = list[tuple[str, str]]
+Rows = Sequence[tuple[str, str]]
 
 
 def _below(own: str, reference: str, rows: Rows) -> Rows:
@@ -122,19 +126,6 @@ def discriminator_rows(keep_features: bool) -> Rows:
     return [*PROJECTED, *_below("patchgan", "patchgan_discriminator", patchgan)]
 
 
-# Encoder weights: (transformers 5, transformers 4.50), per family; a name that fits no row is the same in both.
-ENCODER_RENAMES: dict[str, Rows] = {
-    "siglip2": [(part, f"vision_model.{part}") for part in ("embeddings", "encoder.layers", "post_layernorm", "head")],
-    "dinov2": [
-        *[
-            (f"encoder.layer.{{}}.attention.{a}_proj", f"encoder.layer.{{}}.attention.attention.{b}")
-            for a, b in (("q", "query"), ("k", "key"), ("v", "value"))
-        ],
-        ("encoder.layer.{}.attention.o_proj", "encoder.layer.{}.attention.output.dense"),
-    ],
-}
-
-
 @cache
 def _pattern(template: str) -> re.Pattern:
     return re.compile(re.escape(template).replace(r"\{\}", r"(\d+)").replace(r"\{\+1\}", r"(\d+)") + r"(?=\.|$)")
@@ -177,7 +168,8 @@ def _translate(name: str, rows: Rows, family: str | None, to_reference: bool) ->
     source, target = ENCODER_PREFIX if to_reference else ENCODER_PREFIX[::-1]
     if name.startswith(source):
         inner = name.removeprefix(source)
-        return target + (_rename(inner, ENCODER_RENAMES.get(family or "", []), to_reference) or inner)
+        rows = import_object(FAMILIES[family].target).reference_names if family else ()
+        return target + (_rename(inner, rows, to_reference) or inner)
     renamed = _rename(name, rows, to_reference)
     if renamed is None:
         raise KeyError(name)

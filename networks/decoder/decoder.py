@@ -7,18 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import ShapeError
-from networks.compression import (
-    initialise_adapter,
-    map_to_tokens,
-    project_tokens,
-    tokens_to_map,
-    width_projection,
-)
+from networks.compression import initialise_adapter, project_tokens, width_projection
 from networks.config import TokenizerConfig
 from networks.decoder.latent_branch import latent_branch
 from networks.decoder.mapping import MappingNetwork
 from networks.decoder.synthesis_block import BlockPlan, SynthesisBlock
 from networks.interfaces import Decoded
+from networks.tokens import map_to_tokens, tokens_to_map
 
 
 class Expansion(nn.Module):

@@ -1,19 +1,16 @@
 """Families of frozen vision foundation models (VFMs).
 
-Adding one: write `networks/encoders/<family>.py` with a `VisionEncoder`, and add a line to `FAMILIES`.
-What must be known of a family without loading it (and without importing torch) stands in that line.
+Adding one: write `networks/encoders/<family>.py` with a `VisionEncoder`, and add an entry to `FAMILIES`.
+What must be known of a family without loading it (and without importing torch) stands in that entry;
+`networks/encoders/recognition.py` reads it.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from common.errors import UserError
-from common.registry import Registry, closest
+from common.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -23,99 +20,95 @@ class EncoderFamily:
     Args:
         target: where its `VisionEncoder` is, as `module:Class`.
         interpolation: how the losses resize target images for this family.
-        patch_size: side in pixels of the patch behind one token, unless the name says `patchN`.
-        model_types: `model_type` values of a model's own `config.json` that belong to this family.
-        name_hints: words in the last component of a name that belong to this family.
+        patch_size: side in pixels of the patch behind one token, where neither the model's config nor its name says.
+        last_layer_merge: layer -1 merges this many patches per side into one token.
+        model_types: `model_type` values of the transformers library that belong to this family.
+        architectures: regular expression of timm `architecture` names that belong to this family; "" for none.
+        name_hint: regular expression, searched in the last component of a name in lower case.
     """
 
     target: str
     interpolation: Literal["bilinear", "bicubic"]
     patch_size: int
+    last_layer_merge: int = 1
     model_types: tuple[str, ...] = ()
-    name_hints: tuple[str, ...] = ()
+    architectures: str = ""
+    name_hint: str = ""
 
 
+# The first family that matches is taken: timm's names, which mention what they were trained like, come first.
 FAMILIES: Registry = Registry(
     "encoder family",
     {
+        "eva": EncoderFamily(
+            "networks.encoders.timm_vit:EVAEncoder",
+            "bicubic",
+            16,
+            architectures=r"^eva",
+            name_hint=r"^eva",
+        ),
+        "timm": EncoderFamily(
+            "networks.encoders.timm_vit:TimmEncoder",
+            "bicubic",
+            16,
+            architectures=r".",
+            name_hint=r"^(vit|deit3?|flexivit|naflexvit)_",
+        ),
+        "siglip2_naflex": EncoderFamily(
+            "networks.encoders.siglip2:SigLIP2NaFlexEncoder",
+            "bilinear",
+            16,
+            model_types=("siglip2", "siglip2_vision_model"),
+            name_hint=r"siglip2.*naflex",
+        ),
         "siglip2": EncoderFamily(
             "networks.encoders.siglip2:SigLIP2Encoder",
             "bilinear",
             16,
-            ("siglip_vision_model", "siglip"),
-            ("siglip2",),
+            model_types=("siglip", "siglip_vision_model"),
+            name_hint=r"siglip",
         ),
         "dinov2": EncoderFamily(
             "networks.encoders.dinov2:DINOv2Encoder",
             "bicubic",
             14,
-            ("dinov2", "dinov2_with_registers"),
-            ("dinov2",),
+            model_types=("dinov2", "dinov2_with_registers"),
+            name_hint=r"dinov2",
+        ),
+        "dinov3": EncoderFamily(
+            "networks.encoders.dinov3:DINOv3Encoder",
+            "bicubic",
+            16,
+            model_types=("dinov3_vit",),
+            name_hint=r"dinov3",
+        ),
+        "mae": EncoderFamily(
+            "networks.encoders.mae:MAEEncoder",
+            "bilinear",
+            16,
+            model_types=("vit_mae",),
+            name_hint=r"mae",
+        ),
+        "clip": EncoderFamily(
+            "networks.encoders.clip:CLIPEncoder",
+            "bicubic",
+            32,
+            model_types=("clip", "clip_vision_model"),
+            name_hint=r"clip",
+        ),
+        "qwen": EncoderFamily(
+            "networks.encoders.qwen2_5_vl:Qwen25VLEncoder",
+            "bicubic",
+            14,
+            last_layer_merge=2,
+            model_types=("qwen2_5_vl", "qwen2_5_vl_vision"),
+            name_hint=r"qwen",
         ),
         "efficientnet_lite0": EncoderFamily(
             "networks.encoders.efficientnet_lite0:EfficientNetLite0Encoder",
             "bilinear",
             16,
-            (),
-            ("efficientnet_lite0", "efficientnet-lite0"),
+            name_hint=r"efficientnet[_-]lite0",
         ),
     },
 )
-
-# Families that the published method names and that this version does not implement yet.
-NOT_BUILT = Registry("encoder family", {"qwen": ("qwen2_5_vl", "qwen"), "mae": ("vit_mae", "mae"), "eva": ("eva",)})
-
-
-def model_config_of(vfm_name: str) -> dict | None:
-    """The `config.json` of a local model folder, or None if `vfm_name` is not a readable one."""
-    path = Path(vfm_name) / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def resolve_family(vfm_name: str, family: str | None = None) -> str:
-    """The family of an encoder: the explicit key, else the model's own `config.json`, else its name.
-
-    Only the last component of a name counts: a folder called `.../mae/dinov2-large` holds a DINOv2.
-
-    Raises: UserError if none of the three tells, or the family is not built yet.
-    """
-    if family is not None:
-        if family in NOT_BUILT:
-            raise UserError(_not_built(vfm_name, family))
-        FAMILIES[family]
-        return family
-    model_type = (model_config_of(vfm_name) or {}).get("model_type")
-    last = re.split(r"[/\\]", vfm_name.rstrip("/\\"))[-1].lower()
-    for name, entry in FAMILIES.items():
-        if model_type in entry.model_types:
-            return name
-    for name, hints in NOT_BUILT.items():
-        if model_type in hints or (model_type is None and any(hint in last for hint in hints)):
-            raise UserError(_not_built(vfm_name, name))
-    for name, entry in FAMILIES.items():
-        if model_type is None and any(hint in last for hint in entry.name_hints):
-            return name
-    hint = f" Closest to its name: {closest(last, FAMILIES)}."
-    raise UserError(
-        f"the family of the encoder {vfm_name!r} cannot be told from its name"
-        + (f" or its model_type {model_type!r}" if model_type else "")
-        + f"; set encoder.family to one of {', '.join(FAMILIES)}.{hint}"
-    )
-
-
-def resolve_patch_size(vfm_name: str, family: str) -> int:
-    """Side in pixels behind one token: the model's own config, else `patchN` in its name, else the family's."""
-    values = model_config_of(vfm_name) or {}
-    own = values.get("patch_size", (values.get("vision_config") or {}).get("patch_size"))
-    if isinstance(own, int):
-        return own
-    last = re.split(r"[/\\]", vfm_name.rstrip("/\\"))[-1]
-    named = re.search(r"patch(\d+)", last)
-    return int(named.group(1)) if named else FAMILIES[family].patch_size
-
-
-def _not_built(vfm_name: str, family: str) -> str:
-    return f"encoder {vfm_name!r} is of the family {family!r}, which is not built yet. Built: {', '.join(FAMILIES)}."

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.errors import UserError
+from common.errors import ShapeError, UserError
 from common.precision import full_precision
 from networks.interfaces import Features
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
@@ -27,12 +29,19 @@ class VisionEncoder(nn.Module):
         layers: hidden states to return. 0 is the embedding, k > 0 the output of block k, -1 the last one after the
             final norm, -2 the last one before it, -3 the block before that.
         scale_factor: images are resized by this first.
+
+    Attributes of a family:
+        interpolation: how images are resized.
+        antialias_prescale: whether the input branch of the equivariance regularisation resizes with antialiasing.
+        mean, std: normalisation of pixels in [0, 1].
+        reference_names: weights whose names differ, as (name here, name in the reference); {} stands for a number.
     """
 
     interpolation: ClassVar[str] = "bilinear"
     antialias_prescale: ClassVar[bool] = True
-    mean: ClassVar[tuple[float, float, float]] = HALF_MEAN
-    std: ClassVar[tuple[float, float, float]] = HALF_STD
+    mean: tuple[float, float, float] = HALF_MEAN
+    std: tuple[float, float, float] = HALF_STD
+    reference_names: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __init__(self, backbone: nn.Module, layers: list[int], scale_factor: float):
         super().__init__()
@@ -52,7 +61,7 @@ class VisionEncoder(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def empty_backbone(cls, vfm_name: str) -> nn.Module | None:
+    def empty_backbone(cls, vfm_name: str, revision: str | None) -> nn.Module | None:
         """The model without its weights, on the current device (meta, to count); None if its files are out of reach."""
         raise NotImplementedError
 
@@ -61,12 +70,30 @@ class VisionEncoder(nn.Module):
         """Number of blocks."""
         raise NotImplementedError
 
+    @property
+    def patch_size(self) -> int:
+        """Side in pixels of the patch behind one token."""
+        raise NotImplementedError
+
+    def layer_patch_size(self, layer: int) -> int:
+        """The same of one layer, where a family merges tokens on the way."""
+        return self.patch_size
+
+    @property
+    def pixel_multiple(self) -> int:
+        """Both sides of what the backbone sees must be multiples of this."""
+        return self.patch_size
+
     def layer_channels(self, layer: int) -> int:
         """Channels of a layer as `forward` returns it."""
         raise NotImplementedError
 
     def run(self, pixels: Tensor) -> Features:
         """Normalised pixels [B, 3, H, W] -> the chosen layers."""
+        raise NotImplementedError
+
+    def pool(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, H, W] -> one vector per image [B, D], as the family summarises an image."""
         raise NotImplementedError
 
     # What all families share.
@@ -111,9 +138,38 @@ class VisionEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, input_scale: float = 1.0) -> Features:
-        """Images [B, 3, H, W] in [0, 1] -> features; see `preprocess` for `input_scale`."""
-        pixels = self.preprocess(images.float(), input_scale)
-        on_cuda = pixels.device.type == "cuda"
-        with torch.autocast("cuda", dtype=torch.bfloat16) if on_cuda else full_precision(pixels.device):
+        """Images [B, 3, H, W] in [0, 1] -> features; see `preprocess` for `input_scale`.
+
+        Raises: ShapeError if the resized image does not divide into patches.
+        """
+        pixels = self._pixels(images, input_scale)
+        with self._precision(pixels.device):
             features = self.run(pixels)
         return Features([level.float() for level in features.levels], features.grids)
+
+    @torch.no_grad()
+    def pooled(self, images: Tensor, input_scale: float = 1.0) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] -> one vector per image [B, D], float32, for analysis.
+
+        Runs the whole backbone, whatever layers were chosen; a tokenizer has no use for it.
+
+        Raises: ShapeError if the resized image does not divide into patches.
+        """
+        pixels = self._pixels(images, input_scale)
+        with self._precision(pixels.device):
+            return self.pool(pixels).float()
+
+    def _pixels(self, images: Tensor, input_scale: float) -> Tensor:
+        pixels = self.preprocess(images.float(), input_scale)
+        height, width = pixels.shape[-2:]
+        if height % self.pixel_multiple or width % self.pixel_multiple:
+            raise ShapeError(
+                f"the encoder sees {height} x {width} pixels, expected multiples of its patch size "
+                f"{self.pixel_multiple}; use another image size or encoder.scale_factor."
+            )
+        return pixels
+
+    @staticmethod
+    def _precision(device: torch.device) -> AbstractContextManager:
+        on_cuda = device.type == "cuda"
+        return torch.autocast("cuda", dtype=torch.bfloat16) if on_cuda else full_precision(device)

@@ -15,25 +15,29 @@ class DINOv2Encoder(TransformersViT):
 
     interpolation = "bicubic"
     mean, std = IMAGENET_MEAN, IMAGENET_STD
-
-    @classmethod
-    def model_class(cls, model_type: str | None) -> Any:
-        from transformers import Dinov2Model, Dinov2WithRegistersModel
-
-        return Dinov2WithRegistersModel if model_type == "dinov2_with_registers" else Dinov2Model
+    model_classes = (("dinov2", "Dinov2Model"), ("dinov2_with_registers", "Dinov2WithRegistersModel"))
+    reference_names = (
+        ("encoder.layer.{}.attention.q_proj", "encoder.layer.{}.attention.attention.query"),
+        ("encoder.layer.{}.attention.k_proj", "encoder.layer.{}.attention.attention.key"),
+        ("encoder.layer.{}.attention.v_proj", "encoder.layer.{}.attention.attention.value"),
+        ("encoder.layer.{}.attention.o_proj", "encoder.layer.{}.attention.output.dense"),
+    )
 
     @property
     def prefix_tokens(self) -> int:
         """The class token and any registers."""
         return 1 + getattr(self.backbone.config, "num_register_tokens", 0)
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        return self.backbone.embeddings(pixels)
+    def embed(self, pixels: Tensor) -> tuple[Tensor, Any]:
+        return self.backbone.embeddings(pixels), None
 
     @property
     def blocks(self) -> nn.ModuleList:
         return self.backbone.encoder.layer
 
-    @property
-    def final_norm(self) -> nn.Module:
-        return self.backbone.layernorm
+    def normalise(self, state: Tensor) -> Tensor:
+        return self.backbone.layernorm(state)
+
+    def summarise(self, state: Tensor) -> Tensor:
+        """The normalised class token."""
+        return self.normalise(state)[:, 0]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import UserError
-from networks.compression import map_to_tokens
 from networks.encoders.base import VisionEncoder
 from networks.interfaces import Features
+from networks.tokens import map_to_tokens
 
 STRIDE = 16
 STAGE_CHANNELS = (16, 24, 40, 80, 112)  # stages 5 and 6 have stride 32 and are not used
@@ -81,7 +81,7 @@ class EfficientNetLite0Encoder(VisionEncoder):
         return load_efficientnet_lite0()
 
     @classmethod
-    def empty_backbone(cls, vfm_name: str) -> nn.Module:
+    def empty_backbone(cls, vfm_name: str, revision: str | None) -> nn.Module:
         import timm
 
         return timm.create_model("tf_efficientnet_lite0", pretrained=False)
@@ -90,12 +90,24 @@ class EfficientNetLite0Encoder(VisionEncoder):
     def depth(self) -> int:
         return len(STAGE_CHANNELS) - 1
 
+    @property
+    def patch_size(self) -> int:
+        return STRIDE
+
     def layer_channels(self, layer: int) -> int:
         stage = self.resolve_layer(layer)
         return STAGE_CHANNELS[stage] * (STRIDE // STAGE_STRIDES[stage]) ** 2
 
     def run(self, pixels: Tensor) -> Features:
-        wanted = {layer: self.resolve_layer(layer) for layer in self.layers}
+        maps = self._maps(pixels, self.layers)
+        return Features([map_to_tokens(m) for m in maps], [(m.shape[2], m.shape[3]) for m in maps])
+
+    def pool(self, pixels: Tensor) -> Tensor:
+        """The mean over the positions of layer -1."""
+        return self._maps(pixels, [-1])[0].mean((2, 3))
+
+    def _maps(self, pixels: Tensor, layers: list[int]) -> list[Tensor]:
+        wanted = {layer: self.resolve_layer(layer) for layer in layers}
         x = self.backbone.bn1(self.backbone.conv_stem(pixels))
         states = {}
         for stage in range(max(wanted.values()) + 1):
@@ -105,5 +117,4 @@ class EfficientNetLite0Encoder(VisionEncoder):
                     states[layer] = F.pixel_unshuffle(x, STRIDE // STAGE_STRIDES[stage])
         if -1 in states:
             states[-1] = F.layer_norm(states[-1].movedim(1, -1), states[-1].shape[1:2]).movedim(-1, 1)
-        maps = [states[layer] for layer in self.layers]
-        return Features([map_to_tokens(m) for m in maps], [(m.shape[2], m.shape[3]) for m in maps])
+        return [states[layer] for layer in layers]

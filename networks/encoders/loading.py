@@ -17,7 +17,7 @@ from networks.encoders.base import VisionEncoder
 def load_encoder(config: EncoderConfig) -> VisionEncoder:
     """The frozen encoder that a configuration names, from a local folder, the hub or a package.
 
-    Raises: UserError if it cannot be loaded whole, or its layers are not as wide as the configuration says.
+    Raises: UserError if it cannot be loaded whole, or its layers are not what the configuration says.
     """
     encoder_class: type[VisionEncoder] = import_object(FAMILIES[config.resolved_family()].target)
     backbone = encoder_class.load_backbone(config.vfm_name, config.revision)
@@ -28,10 +28,10 @@ def empty_encoder(config: EncoderConfig) -> VisionEncoder | None:
     """The encoder without its pretrained weights: on the meta device to count, elsewhere with random ones.
 
     Returns: None where its files, which tell its size, are out of reach.
-    Raises: UserError if its layers are not as wide as the configuration says.
+    Raises: UserError if its layers are not what the configuration says.
     """
     encoder_class: type[VisionEncoder] = import_object(FAMILIES[config.resolved_family()].target)
-    backbone = encoder_class.empty_backbone(config.vfm_name)
+    backbone = encoder_class.empty_backbone(config.vfm_name, config.revision)
     return None if backbone is None else _with_layers(encoder_class, backbone, config)
 
 
@@ -43,6 +43,12 @@ def _with_layers(encoder_class: type[VisionEncoder], backbone: nn.Module, config
         raise UserError(
             f"encoder.patch_in_dimensions: found {config.patch_in_dimensions}, but layers {config.patch_from_layers} "
             f"of {config.vfm_name!r} have {widths} channels; put these numbers there."
+        )
+    patches = [encoder.layer_patch_size(layer) for layer in config.patch_from_layers]
+    if patches != config.patch_sizes():
+        raise UserError(
+            f"encoder.vfm_name: the name {config.vfm_name!r} suggests patches of {config.patch_sizes()} pixels, but "
+            f"the model has {patches}; put it into a folder with its config.json and give that folder."
         )
     return encoder
 

@@ -1,36 +1,50 @@
-"""SigLIP2 of fixed resolution (an ordinary SigLIP vision tower)."""
+"""SigLIP2: of fixed resolution (an ordinary SigLIP vision tower), and NaFlex (flattened patches of any aspect)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from common.errors import NotBuiltError
+from common.errors import UserError
 from networks.encoders.transformers_vit import TransformersViT
 
 
 class SigLIP2Encoder(TransformersViT):
     """SigLIP2 vision tower; position embeddings are interpolated bicubically to other image sizes."""
 
-    @classmethod
-    def model_class(cls, model_type: str | None) -> Any:
-        from transformers import SiglipVisionModel
+    model_classes = (("siglip", "SiglipVisionModel"), ("siglip_vision_model", "SiglipVisionModel"))
+    reference_names = tuple(
+        (part, f"vision_model.{part}") for part in ("embeddings", "encoder.layers", "post_layernorm", "head")
+    )
 
-        if model_type is not None and model_type.startswith("siglip2"):
-            raise NotBuiltError(
-                "encoder.vfm_name: this is a NaFlex SigLIP2 (flattened patches), which is not built yet; "
-                "use a fixed-resolution one, e.g. google/siglip2-large-patch16-512."
-            )
-        return SiglipVisionModel
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        return self.backbone.embeddings(pixels, interpolate_pos_encoding=True)
+    def embed(self, pixels: Tensor) -> tuple[Tensor, Any]:
+        return self.backbone.embeddings(pixels, interpolate_pos_encoding=True), None
 
     @property
     def blocks(self) -> nn.ModuleList:
         return self.backbone.encoder.layers
 
-    @property
-    def final_norm(self) -> nn.Module:
-        return self.backbone.post_layernorm
+    def normalise(self, state: Tensor) -> Tensor:
+        return self.backbone.post_layernorm(state)
+
+    def summarise(self, state: Tensor) -> Tensor:
+        """The attention-pooling head. Raises UserError if the model has none."""
+        if not self.backbone.use_head:
+            raise UserError("this SigLIP vision tower was saved without its pooling head, so it pools nothing.")
+        return self.backbone.head(self.normalise(state))
+
+
+class SigLIP2NaFlexEncoder(SigLIP2Encoder):
+    """SigLIP2 NaFlex on images of one size, so without padding; positions are interpolated bilinearly, antialiased."""
+
+    model_classes = (("siglip2", "Siglip2VisionModel"), ("siglip2_vision_model", "Siglip2VisionModel"))
+    reference_names = ()  # the reference has no such encoder
+
+    def embed(self, pixels: Tensor) -> tuple[Tensor, Any]:
+        p = self.patch_size
+        patches = rearrange(pixels, "b c (h p) (w q) -> b (h w) (p q c)", p=p, q=p)
+        grid = torch.tensor([[pixels.shape[2] // p, pixels.shape[3] // p]])  # one for all images; read on the CPU
+        return self.backbone.embeddings(patches, grid), None

@@ -21,7 +21,7 @@ from networks.checkpoint.names import (
     to_own_name,
     to_reference_name,
 )
-from networks.compression import tokens_to_map, unshuffle_tokens
+from networks.compression import unshuffle_tokens
 from networks.config import TokenizerConfig
 from networks.decoder.mapping import MappingNetwork
 from networks.decoder.to_rgb import ToRGB
@@ -33,6 +33,7 @@ from networks.layers.convnext import ModulatedConvNeXt
 from networks.layers.resample import BlurUpsampler
 from networks.vfm_vae import VFMVAETokenizer
 from tests.golden.cases import Case, filled_state, load_filled
+from tests.golden.check_encoders import backbone_options, build_encoder
 
 CONSTRUCTOR_DEFAULTS = {
     "resolution_compression_factor": 16,
@@ -78,7 +79,8 @@ def tokenizer_config(kwargs: dict, vfm: dict) -> TokenizerConfig:
     """The reference's constructor arguments as a configuration."""
     given = {**CONSTRUCTOR_DEFAULTS, **kwargs}
     # The patch size is that of the backbone, whatever the name says.
-    given["vfm_name"] = f"{vfm['family']}-patch{vfm['config']['patch_size']}"
+    patch = backbone_options(vfm).get("patch_size")
+    given["vfm_name"] = f"{vfm['family']}-patch{patch}" if patch else vfm["family"]
     given.update({**SYNTHESIS_DEFAULTS, **given.pop("synthesis_kwargs", {})})
 
     def pick(model) -> dict:
@@ -94,24 +96,12 @@ def tokenizer_config(kwargs: dict, vfm: dict) -> TokenizerConfig:
     )
 
 
-def build_tiny_encoder(vfm: dict, config: TokenizerConfig):
-    """An encoder of random weights from the configuration that a case states."""
-    import transformers
-
-    from common.registry import import_object
-    from networks.encoders import FAMILIES
-
-    options = getattr(transformers, vfm["config_class"])(**vfm["config"])
-    backbone = getattr(transformers, vfm["transformers_class"])(options)
-    encoder_class = import_object(FAMILIES[vfm["family"]].target)
-    return encoder_class(backbone, config.encoder.patch_from_layers, config.encoder.scale_factor)
-
-
 def build_tiny(case: Case) -> VFMVAETokenizer:
     """The tokenizer of a case, with filled weights, in eval mode."""
     family = case.facts["vfm"]["family"]
     config = tokenizer_config(case.facts["generator_kwargs"], case.facts["vfm"])
-    model = VFMVAETokenizer(config, build_tiny_encoder(case.facts["vfm"], config))
+    encoder = build_encoder(case.facts["vfm"], config.encoder.patch_from_layers, config.encoder.scale_factor)
+    model = VFMVAETokenizer(config, encoder)
     state = filled_state(case.facts["state_dict"])
     load_filled(model, {to_own_name(key, family=family): value for key, value in state.items()})
     keys = {key for key, *_ in case.facts["state_dict"]}
@@ -161,8 +151,7 @@ def check_tiny(case: Case) -> None:
             for name, default in (("distmat_margin", 0), ("cos_margin", 0), ("distmat_weight", 1), ("cos_weight", 1))
         }
         last = model.config.encoder.patch_from_layers.index(-1)
-        aligned_to = tokens_to_map(features.levels[last], features.grids[last])
-        checks["vf_loss"] = lambda: vf_alignment_loss(model.alignment(z), aligned_to, **options)
+        checks["vf_loss"] = lambda: vf_alignment_loss(model.alignment(z), features.as_map(last), **options)
     for name in case.tensors:
         if match := re.fullmatch(r"decode_img_truncation_([\d.]+)", name):
             checks[name] = lambda psi=float(match[1]): model.decode(posterior.mode(), psi).reconstruction

@@ -9,6 +9,7 @@ import pytest
 from tests.golden.cases import HERE, Case, collect
 from tests.golden.check_data import check_training_data
 from tests.golden.check_discriminators import check_diffaug, check_head, check_patchgan, check_projected
+from tests.golden.check_encoders import check_encoder
 from tests.golden.check_losses import check_pixel_losses, check_warmup
 from tests.golden.check_networks import UNITS_TO_COME, check_tiny, check_unit, longest_prefix
 from tests.golden.check_tools import check_psnr_ssim
@@ -17,6 +18,7 @@ from tests.golden.check_training import check_ema, check_equivariance, check_lpi
 CHECKS = {
     "networks_tiny": check_tiny,
     "networks_units": check_unit,
+    "networks_vfm": check_encoder,
     "training_data": check_training_data,
     "training_diffaug": check_diffaug,
     "training_disc_head": check_head,
@@ -32,7 +34,6 @@ CHECKS = {
 }
 
 TO_COME = {
-    "networks_vfm": "more encoder families",
     "training_total_loss": "adversarial losses",
     "training_trajectory": "adversarial losses",
     "training_latent_losses": "discrete mode",
@@ -64,8 +65,6 @@ def reason_to_come(case: Case) -> str | None:
             return "decoder without ConvNeXt layers"
         if not kwargs.get("use_multiscale_output", True):
             return "decoder without multi-scale output"
-        if case.facts["vfm"]["family"] not in ("siglip2", "dinov2"):
-            return "more encoder families"
         return None
     return next((reason for kind, reason in TO_COME.items() if case.kind.startswith(kind)), None)
 

@@ -10,7 +10,6 @@ import torch
 from common.checkpoint_folder import list_checkpoints
 from common.errors import CheckpointError, UserError
 from losses.vf_alignment import vf_alignment_loss
-from networks.compression import tokens_to_map
 from tests.tiny import fill_weights
 from tests.trainer.conftest import build_trainer, run_until, state_of
 from trainer.systems.base import MicroStep
@@ -70,7 +69,7 @@ def test_the_decoder_first_backward_equals_one_backward_of_the_weighted_sum(fill
         small = unit_to_signed(resize_images(images, "bilinear", size=side))
         reconstruction = reconstruction + 0.1 * (small - image).abs().mean()
     features = output.latent.features
-    vf = vf_alignment_loss(output.latent.projected, tokens_to_map(features.levels[-1], features.grids[-1]))
+    vf = vf_alignment_loss(output.latent.projected, features.as_map(-1))
     last = model.compression.head.blocks[-1].mlp.out.weight
     (g_rec,) = torch.autograd.grad(reconstruction, last, retain_graph=True)
     (g_vf,) = torch.autograd.grad(vf, last, retain_graph=True)

@@ -19,7 +19,6 @@ from losses.objective import Objective, Value, details, total
 from losses.schedule import Moment
 from networks.checkpoint import has_noise_maps, load_weights, read_weights, require_same_encoder
 from networks.checkpoint.folder import encoder_facts, model_config_values
-from networks.compression import tokens_to_map
 from networks.encoders.loading import encoder_fingerprint, load_encoder
 from networks.equivariance import IDENTITY, EquivarianceTransform, draw_transform
 from networks.interfaces import TokenizerOutput
@@ -136,9 +135,7 @@ class VFMVAESystem:
             }
         aligned_to = None
         if self.objective.needs("aligned_to", moment):
-            features = output.latent.features
-            last = self.config.encoder.patch_from_layers.index(-1)
-            aligned_to = tokens_to_map(features.levels[last], features.grids[last])
+            aligned_to = output.latent.features.as_map(self.config.encoder.patch_from_layers.index(-1))
         return LossInputs(
             target=unit_to_signed(target),
             reconstruction=output.decoded.reconstruction,
