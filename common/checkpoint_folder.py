@@ -64,6 +64,7 @@ def write_checkpoint(target: Path, fill: Callable[[Path], None], facts: dict[str
         fill(partial)
         _write_manifest(partial, facts)
         for path in partial.iterdir():
+            path.chmod(0o644)  # safetensors writes for the owner alone
             flush_to_disk(path)
         flush_to_disk(partial)
         replaced = None

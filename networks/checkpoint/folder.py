@@ -7,7 +7,8 @@
     training_set_kwargs.json                options of a reference file's training data, as they were
     manifest.json                           hashes of all these; `encoder`: the frozen encoder; `derived_from`: origin
 
-A checkpoint of a run holds the first three and what it needs to go on.
+A checkpoint of a run holds the first three and what it needs to go on; its discriminators are in
+`discriminators_raw.safetensors`, by own names and without their frozen backbone.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from torch import Tensor
 from common.checkpoint_folder import write_checkpoint
 from common.config import Source, build
 from common.errors import CheckpointError
+from networks.checkpoint.names import discriminator_rows, to_reference_name
 from networks.checkpoint.origin import Origin
 from networks.config import TOKENIZER_RELATIONS, TokenizerConfig
 
 WEIGHT_FILES = {"ema": "model.safetensors", "raw": "model_raw.safetensors"}
 _DISCRIMINATOR = "reference_discriminator.safetensors"
+_OWN_DISCRIMINATOR = "discriminators_raw.safetensors"
 _TRAINING_SET = "training_set_kwargs.json"
 
 
@@ -43,7 +46,7 @@ class ModelFolder:
         raw: the weights, if known.
         nimg: images seen, if known.
         encoder: name, family, revision and fingerprint (`sha256`; None if unknown) of the frozen encoder.
-        discriminator: discriminators of a reference file, by its names.
+        discriminator: discriminators, by the reference's names.
         training_set_kwargs: options of a reference file's training data.
         origin: where the weights come from, if not from training from scratch.
     """
@@ -67,7 +70,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
         read_folder_weights(folder, "raw") if (folder / WEIGHT_FILES["raw"]).exists() else None,
         manifest["nimg"],
         manifest["encoder"],
-        load_file(folder / _DISCRIMINATOR) if (folder / _DISCRIMINATOR).exists() else {},
+        _read_discriminator(folder, manifest),
         _read_json(folder / _TRAINING_SET) if (folder / _TRAINING_SET).exists() else {},
         Origin.from_json(manifest.get("derived_from")),
     )
@@ -106,6 +109,15 @@ def read_folder_weights(folder: Path, weights: Literal["ema", "raw"]) -> dict[st
     """Weights of a checkpoint folder; its EMA where it holds nothing else."""
     path = folder / WEIGHT_FILES[weights]
     return load_file(path if path.exists() else folder / WEIGHT_FILES["ema"])
+
+
+def _read_discriminator(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    if (folder / _DISCRIMINATOR).exists():
+        return load_file(folder / _DISCRIMINATOR)
+    if not (folder / _OWN_DISCRIMINATOR).exists():
+        return {}
+    rows = discriminator_rows(manifest["config"]["discriminator"]["get_interm_feat"])
+    return {to_reference_name(name, rows): value for name, value in load_file(folder / _OWN_DISCRIMINATOR).items()}
 
 
 def read_model_config(folder: Path) -> TokenizerConfig:

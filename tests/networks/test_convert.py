@@ -20,14 +20,22 @@ from configs.schema import check, load_config
 from networks.checkpoint import load_tokenizer, origin_of, to_own_name, to_reference_name
 from networks.checkpoint.convert import folder_to_reference, reference_to_folder
 from networks.checkpoint.origin import UNKNOWN_LICENCE, Origin
-from networks.checkpoint.reference import ReferenceCheckpoint, read_reference, snapshot_nimg, write_reference
-from networks.config import TokenizerConfig
+from networks.checkpoint.reference import (
+    ReferenceCheckpoint,
+    read_reference,
+    snapshot_nimg,
+    to_own_state,
+    write_reference,
+)
+from networks.config import DiscriminatorConfig, TokenizerConfig
 from networks.encoders.loading import empty_encoder, load_encoder
 from networks.vfm_vae import VFMVAETokenizer
 from tests.tiny import tiny_values, write_config
 
 ROOT = Path(__file__).parents[2]
-ENTRIES = json.loads((Path(__file__).parent / "data" / "reference_entries.json").read_text(encoding="utf-8"))
+DATA = Path(__file__).parent / "data"
+ENTRIES = json.loads((DATA / "reference_entries.json").read_text(encoding="utf-8"))
+DISCRIMINATORS = json.loads((DATA / "reference_discriminators.json").read_text(encoding="utf-8"))
 STAGES = sorted((ROOT / "configs").glob("vfm_vae_f16d32_siglip2_stage_*.yaml"))
 OPTIONS = {"class_name": "training.data_wds.WdsWrapper", "resolution": 256, "label_type": "cls2text", "path": None}
 
@@ -256,6 +264,38 @@ def test_images_seen_are_told_from_the_files_name(name, nimg):
     assert snapshot_nimg(Path("somewhere") / name) == nimg
 
 
+@pytest.mark.parametrize("keep_features", [False, True])
+def test_discriminators_of_a_run_are_written_by_the_names_of_the_reference(contents, config, tmp_path, keep_features):
+    from networks.checkpoint.folder import encoder_facts, model_config_values, save_tensors
+    from networks.discriminators.loading import empty_discriminators
+
+    options = DiscriminatorConfig(
+        use_stylegan_t_discriminator=True,
+        use_patchgan_discriminator=True,
+        get_interm_feat=keep_features,
+        backbone="random_tiny",
+    )
+    state = empty_discriminators(options, "bilinear").trainable_parts().state_dict()
+
+    def fill(folder: Path) -> None:
+        save_tensors(to_own_state(contents.average, "G_ema", "siglip2"), folder / "model.safetensors")
+        save_tensors(state, folder / "discriminators_raw.safetensors")
+        (folder / "config.json").write_text(json.dumps(model_config_values(config)))
+
+    facts = {"nimg": 0, "encoder": encoder_facts(config, None), "config": {"discriminator": options.model_dump()}}
+    write_checkpoint(tmp_path / "checkpoint-000000000000", fill, facts)
+    written = folder_to_reference(tmp_path / "checkpoint-000000000000", tmp_path)
+    assert written.discriminator == len(state)
+    found = torch.load(tmp_path / "network-snapshot-00000000.pth", weights_only=True)["D"]
+    expected = (
+        ENTRIES["discriminator"]
+        | DISCRIMINATORS["stage_3" if keep_features else "patchgan_without_intermediate_features"]["entries"]
+    )
+    heads = {name: list(v.shape) for name, v in found.items() if name.startswith("patchgan_discriminator.")}
+    assert heads == {n: shape for n, shape in expected.items() if n.startswith("patchgan_discriminator.")}
+    assert {"heads.0.cls.bias", "heads.0.main.1.fn.0.weight_orig"} <= found.keys() <= expected.keys()
+
+
 # --- the frozen encoder ----------------------------------------------------------------------------------------------
 
 
@@ -472,7 +512,7 @@ def test_options_that_json_does_not_hold_are_left_out_by_name(contents, config, 
 
 def convert(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "tools" / "convert_checkpoint.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def test_the_command_converts_both_ways(pth, contents, tiny_encoder, tiny_data, tmp_path):
