@@ -34,7 +34,7 @@ HEAVY_LIBRARIES = (
     "sklearn",
     "skimage",
 )
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/encoders.md", "docs/performance.md")
 
 
 @cache
