@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -549,21 +551,28 @@ def test_the_command_names_what_is_wrong(pth, tmp_path):
 # --- full size -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Path]:
+    """A folder for gigabytes, which pytest would keep."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
 @pytest.mark.slow
-def test_the_published_size_comes_back_bit_equal(large_encoder, tmp_path):
+def test_the_published_size_comes_back_bit_equal(large_encoder, disk):
     """1182 + 230 entries at full size, the encoder copied along, for there are no weights of it here."""
     encoder = {name: shape for name, shape in ENTRIES["generator"].items() if name.startswith("vfm_encoder.")}
     rest = {name: shape for name, shape in ENTRIES["generator"].items() if name not in encoder}
-    path = tmp_path / "network-snapshot-00044000.pth"
+    path = disk / "network-snapshot-00044000.pth"
     contents = ReferenceCheckpoint(
         random_like(ENTRIES["generator"], 0), None, random_like(ENTRIES["discriminator"], 1), OPTIONS
     )
     raw = random_like(rest, 2) | {name: contents.average[name] for name in encoder}
     save(replace(contents, raw=raw), path)
     del contents, raw
-    reference_to_folder(path, tmp_path / "model", published(3, large_encoder), include_encoder=True)
-    folder_to_reference(tmp_path / "model", tmp_path / "back.pth")
-    found = torch.load(tmp_path / "back.pth", weights_only=True, mmap=True)
+    reference_to_folder(path, disk / "model", published(3, large_encoder), include_encoder=True)
+    folder_to_reference(disk / "model", disk / "back.pth")
+    found = torch.load(disk / "back.pth", weights_only=True, mmap=True)
     expected = torch.load(path, weights_only=True, mmap=True)
     for name in ("G", "G_ema", "D"):
         assert_equal_states(found[name], expected[name])
