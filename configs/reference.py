@@ -175,9 +175,6 @@ KEYS: dict[str, Key | Joint | Fallback | Fixed | Follows | Ignored] = {
     "G_kwargs.z_dimension": Key("latent.z_dimension", 32),
     "G_kwargs.vocab_width": Key("latent.vocab_width", 64),
     "G_kwargs.vocab_size": Key("latent.vocab_size", 32768),
-    "G_kwargs.vocab_beta": Key("latent.vocab_beta", 0.25),
-    "G_kwargs.use_entropy_loss": Key("latent.use_entropy_loss", False),
-    "G_kwargs.entropy_temp": Key("latent.entropy_temp", 0.01),
     "G_kwargs.num_codebooks": Key("latent.num_codebooks", 8),
     # decoder
     "G_kwargs.conditional": Key("decoder.conditional", REQUIRED),
@@ -290,7 +287,10 @@ KEYS: dict[str, Key | Joint | Fallback | Fixed | Follows | Ignored] = {
     "loss_kwargs.clip_loss_weight": Key("losses.clip.weight", 0),
     "loss_kwargs.clip_loss_start_kimg": Key("losses.clip.start_kimg", 0),
     "loss_kwargs.vq_loss_weight": Key("losses.vq.weight", 1.0),
+    "G_kwargs.vocab_beta": Key("losses.vq.vocab_beta", 0.25),
     "loss_kwargs.entropy_loss_weight": Key("losses.entropy.weight", 0),
+    "G_kwargs.use_entropy_loss": Fixed((True, False), "give true or false."),
+    "G_kwargs.entropy_temp": Key("losses.entropy.entropy_temp", 0.01),
 }
 
 # What a term needs to have any effect in the reference: (own term, own switch), and per compression mode.
@@ -502,6 +502,8 @@ def _drop_idle_terms(draft: _Draft) -> None:
     mode = own.get("latent.compression_mode")
     for term in TERMS_OF_THE_OTHER_MODE.get(mode, ()) if isinstance(mode, str) else ():
         reasons[term] = f"G_kwargs.compression_mode is {mode}"
+    if not draft.given.get("G_kwargs.use_entropy_loss", False):
+        reasons.setdefault("entropy", "G_kwargs.use_entropy_loss is false")
     for term in {key.split(".")[1] for key in own if key.startswith("losses.")}:
         weight = f"losses.{term}.weight"
         if term == "multiscale_pixel":

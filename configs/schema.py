@@ -115,6 +115,28 @@ def _vf_needs_last_layer(c) -> str | None:
     return None
 
 
+def _belongs_to_mode(loss: str, mode: str) -> Relation:
+    def check(c) -> str | None:
+        term, found = getattr(c.losses, loss), c.latent.compression_mode
+        if term and term.enabled and found != mode:
+            return (
+                f"found {term.weight:g}, which needs latent.compression_mode: {mode}, found {found}; remove the term."
+            )
+        return None
+
+    return Relation((f"losses.{loss}.weight", "latent.compression_mode"), check)
+
+
+def _codebooks_learn(c) -> str | None:
+    if c.latent.compression_mode == "continuous" or c.training.train_mode != "train_all":
+        return None
+    if any(term and term.enabled for term in (c.losses.vq, c.losses.entropy)):
+        return None
+    return (
+        "has no weight, but latent.compression_mode is discrete: only this term and losses.entropy move its codebooks."
+    )
+
+
 def _multiscale_resolutions_exist(c) -> str | None:
     if not (c.losses.multiscale_pixel and c.losses.multiscale_pixel.enabled):
         return None
@@ -272,6 +294,10 @@ def _micro_batch_fits_local_norm(c) -> str | None:
 RELATIONS: tuple[Relation, ...] = (
     *tokenizer_relations("data.resolution", lambda c: c.data.resolution),
     Relation(("encoder.patch_from_layers", "losses.vf"), _vf_needs_last_layer),
+    _belongs_to_mode("kl", "continuous"),
+    _belongs_to_mode("vq", "discrete"),
+    _belongs_to_mode("entropy", "discrete"),
+    Relation(("losses.vq", "losses.entropy", "latent.compression_mode", "training.train_mode"), _codebooks_learn),
     Relation(
         ("losses.multiscale_pixel", "decoder.use_multiscale_output", "decoder.num_blocks", "data.resolution"),
         _multiscale_resolutions_exist,
@@ -385,7 +411,6 @@ NOT_BUILT: tuple[Relation, ...] = (
         for name in LOSSES
         if LOSSES[name].target is None or name == "clip"  # the training step does not hand texts to the losses yet
     ),
-    _option_is_built("latent.compression_mode", "the discrete mode", lambda mode: mode == "discrete"),
     _option_is_built("decoder.conditional", "the conditional decoder", bool),
     _option_is_built("decoder.use_cross_attn", "cross-attention", bool),
     _option_is_built("decoder.use_convnext", "the decoder without ConvNeXt layers", operator.not_),

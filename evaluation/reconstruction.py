@@ -1,6 +1,6 @@
 """Reconstruct a folder of images with a tokenizer.
 
-image files -> square crops -> posterior -> z -> decoder -> `inputs/` and `outputs/` PNG files of equal names
+image files -> square crops -> latent z -> decoder -> `inputs/` and `outputs/` PNG files of equal names
 
 What is written for an image depends on the image, the model and the protocol, not on its neighbours, on how many images
 or ranks there are, or on what was there before: its posterior noise is keyed by (seed, name), every batch has the full
@@ -52,7 +52,7 @@ class Protocol:
     Args:
         resolution: side of the square crop in pixels.
         crop: how an image is cropped, a name of `evaluation.images.CROPS`.
-        latent: "sample" draws z from the posterior, "mode" takes its mean.
+        latent: "sample" draws z from the posterior, "mode" takes its mean. A discrete latent is the same in both.
         seed: key of the posterior noise.
     """
 
@@ -114,13 +114,12 @@ def reconstruct_batch(model: nn.Module, images: Tensor, keys: Sequence[str], pro
         keys: one per image; with the seed it decides the posterior noise.
     Returns: uint8 [B, 3, R, R], truncated as published PNG files are.
     """
-    posterior = model.encode(uint8_to_unit(images)).posterior
-    if protocol.latent == "mode":
-        z = posterior.mode()
-    else:
-        shape = posterior.mean.shape[1:]
-        noise = [torch.randn(shape, generator=torch_generator(protocol.seed, "posterior", key)) for key in keys]
-        z = posterior.sample(noise=torch.stack(noise).to(posterior.mean))
+    noise = torch.zeros(())
+    if protocol.latent == "sample":
+        shape = model.latent_shape(*images.shape[-2:])
+        of_each = [torch.randn(shape, generator=torch_generator(protocol.seed, "posterior", key)) for key in keys]
+        noise = torch.stack(of_each)
+    z = model.encode(uint8_to_unit(images), noise=noise).z
     return unit_to_uint8(signed_to_unit(model.decode(z).reconstruction))
 
 

@@ -63,7 +63,11 @@ LOSSES: Registry = Registry(
             "losses.matching_aware:MatchingAwareLoss", models.TermConfig, "Discriminator on shuffled labels."
         ),
         "clip": LossEntry("losses.clip:CLIPLoss", models.CLIPTermConfig, "CLIP angle between image and label text."),
-        "vq": LossEntry(None, models.TermConfig, "Codebook and commitment loss (discrete mode)."),
-        "entropy": LossEntry(None, models.TermConfig, "Codebook entropy loss (discrete mode)."),
+        "vq": LossEntry("losses.vq:VQLoss", models.VQTermConfig, "Codebook and commitment loss (discrete mode)."),
+        "entropy": LossEntry(
+            "losses.entropy:EntropyLoss",
+            models.EntropyTermConfig,
+            "Entropy of the assignment to codes (discrete mode).",
+        ),
     },
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from common.config import StrictModel
 
@@ -61,6 +61,18 @@ class VFAlignmentConfig(TermConfig):
     cos_margin: NonNegativeFloat = Field(0.0, description="Tolerated cosine distance.")
     distmat_weight: NonNegativeFloat = Field(1.0, description="Weight of the pairwise part.")
     cos_weight: NonNegativeFloat = Field(1.0, description="Weight of the pointwise part.")
+
+
+class VQTermConfig(TermConfig):
+    """Codebook and commitment loss of the quantiser."""
+
+    vocab_beta: NonNegativeFloat = Field(0.25, description="Factor of the commitment part.")
+
+
+class EntropyTermConfig(TermConfig):
+    """Entropy loss of the soft assignment to codes."""
+
+    entropy_temp: PositiveFloat = Field(0.01, description="Temperature of the assignment.")
 
 
 class PatchGANTermConfig(TermConfig):

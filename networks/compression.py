@@ -1,4 +1,7 @@
-"""Encoder side of the latent adapter: chosen VFM layers -> project -> space-to-depth -> concatenate -> moments."""
+"""Encoder side of the latent adapter: chosen VFM layers -> project -> space-to-depth -> concatenate -> moments.
+
+In discrete mode, what comes last are the channels to quantise instead of moments.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def initialise_adapter(module: nn.Module) -> None:
 
 
 class Compression(nn.Module):
-    """Fuses several encoder layers into the moments of the posterior (paper: multi-scale latent fusion, encoder side).
+    """Fuses several encoder layers into the bottleneck's input (paper: multi-scale latent fusion, encoder side).
 
     Args:
         encoder: which layers and how wide.
@@ -70,16 +73,16 @@ class Compression(nn.Module):
             for n_in, n_out in zip(encoder.patch_in_dimensions, latent.patch_out_dimensions, strict=True)
         )
         fused = fused_channels(latent.patch_out_dimensions, unshuffle)
-        self.head = width_projection(kind, fused, 2 * latent.z_dimension, layers, width_changes_last=True)
+        self.head = width_projection(kind, fused, latent.head_channels(), layers, width_changes_last=True)
         initialise_adapter(self)
 
     @property
     def last_weight(self) -> nn.Parameter:
-        """Weight of the last layer before the moments; the adaptive VF weight compares gradients on it."""
+        """Weight of the last layer before the bottleneck; the adaptive VF weight compares gradients on it."""
         return self.head.weight if isinstance(self.head, nn.Conv2d) else self.head.blocks[-1].mlp.out.weight
 
     def forward(self, features: Features) -> Tensor:
-        """Features -> moments [B, 2C, h, w].
+        """Features -> moments [B, 2C, h, w], or in discrete mode what is to be quantised, [B, C, h, w].
 
         Raises: ShapeError if a layer's grid is no multiple of the latent's, or the layers' latent grids differ.
         """
@@ -96,5 +99,5 @@ class Compression(nn.Module):
             grids.append(grid)
         if len(set(grids)) != 1:
             raise ShapeError(f"the encoder's layers lead to different latent grids {grids}; expected one.")
-        moments = project_tokens(self.head, torch.cat(fused, dim=-1), grids[0])
-        return tokens_to_map(moments, grids[0])
+        head = project_tokens(self.head, torch.cat(fused, dim=-1), grids[0])
+        return tokens_to_map(head, grids[0])

@@ -78,14 +78,15 @@ class LatentConfig(StrictModel):
     z_dimension: PositiveInt = Field(32, description="Latent channels (continuous).")
     vocab_width: PositiveInt = Field(64, description="Latent channels (discrete), over all codebooks.")
     vocab_size: PositiveInt = Field(32768, description="Codes (discrete), over all codebooks.")
-    vocab_beta: float = Field(0.25, description="Commitment weight (discrete).")
-    use_entropy_loss: bool = Field(False, description="Compute the codebook entropy loss (discrete).")
-    entropy_temp: PositiveFloat = Field(0.01, description="Its temperature (discrete).")
     num_codebooks: PositiveInt = Field(8, description="Codebooks (discrete).")
 
     def channels(self) -> int:
         """Channels of the latent."""
         return self.z_dimension if self.compression_mode == "continuous" else self.vocab_width
+
+    def head_channels(self) -> int:
+        """Channels before the bottleneck: mean and log-variance of the latent, or what is quantised."""
+        return 2 * self.z_dimension if self.compression_mode == "continuous" else self.vocab_width
 
 
 class DecoderConfig(StrictModel):
@@ -217,6 +218,16 @@ def _projection_widths(c) -> str | None:
     return None
 
 
+def _codebooks_share_evenly(key: str):
+    def check(c) -> str | None:
+        total, count = getattr(c.latent, key), c.latent.num_codebooks
+        if c.latent.compression_mode == "continuous" or total % count == 0:
+            return None
+        return f"found {total}, expected a multiple of latent.num_codebooks {count}, for all codebooks are alike."
+
+    return check
+
+
 def _known_family(c) -> str | None:
     try:
         c.encoder.resolved_family()
@@ -326,7 +337,7 @@ def _fused_width_fits_head(c, side: int) -> str | None:
     latent = side // c.latent.resolution_compression_factor
     unshuffle = [tokens // latent for tokens in c.encoder.token_sides(side)]
     fused = fused_channels(c.latent.patch_out_dimensions, unshuffle)
-    head = c.latent.channels() * (2 if c.latent.compression_mode == "continuous" else 1)
+    head = c.latent.head_channels()
     if max(fused, head) % min(fused, head):
         widths = zip(c.latent.patch_out_dimensions, unshuffle)
         summands = " + ".join(f"{width} x {factor**2}" for width, factor in widths)
@@ -375,6 +386,10 @@ def tokenizer_relations(resolution_key: str, side) -> list[Relation]:
             ("latent.patch_out_dimensions", "encoder.patch_in_dimensions", "latent.how_to_compress"),
             _projection_widths,
         ),
+        *(
+            Relation((key, "latent.num_codebooks", "latent.compression_mode"), _codebooks_share_evenly(leaf))
+            for key, leaf in (("latent.vocab_size", "vocab_size"), ("latent.vocab_width", "vocab_width"))
+        ),
         Relation(("decoder.attn_depths", "decoder.attn_block_indices"), _attention_depths),
         Relation(("decoder.attn_block_indices", "decoder.num_blocks"), _block_indices("attn_block_indices")),
         Relation(("decoder.concat_z_block_indices", "decoder.num_blocks"), _block_indices("concat_z_block_indices")),
@@ -387,6 +402,8 @@ def tokenizer_relations(resolution_key: str, side) -> list[Relation]:
                 "latent.patch_out_dimensions",
                 "encoder.patch_in_dimensions",
                 "latent.z_dimension",
+                "latent.vocab_width",
+                "latent.compression_mode",
                 "latent.how_to_compress",
                 *grid,
             ),

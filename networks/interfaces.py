@@ -1,6 +1,7 @@
 """Records that flow between the networks.
 
     images -> encoder features -> moments -> posterior -> latent z -> decoder -> images of all scales
+                                  chunks  -> codes     (discrete mode)
 
 Shapes: B images, side S; h x w latent grid; C latent channels; D_i channels of encoder layer i.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from networks.latent import DiagonalGaussian
+from networks.quantizer import Quantized
 from networks.tokens import tokens_to_map
 
 
@@ -34,17 +36,19 @@ class Features:
 
 @dataclass(frozen=True)
 class Latent:
-    """What the encoder side makes of a batch of images.
+    """What the encoder side makes of a batch of images; either a posterior or codes stand behind it.
 
     Attributes:
-        z: the latent [B, C, h, w]: a sample of the posterior, before any equivariance transform.
-        posterior: the distribution that z was drawn from.
+        z: the latent [B, C, h, w], before any equivariance transform: a sample of the posterior, or the chosen codes.
+        posterior: the distribution that z was drawn from; None in discrete mode.
+        quantized: the codes that z is made of; None in continuous mode.
         features: the frozen features it was made from.
         projected: z in the feature space of the encoder's last layer, [B, D, h, w]; None without an alignment head.
     """
 
     z: Tensor
-    posterior: DiagonalGaussian
+    posterior: DiagonalGaussian | None
+    quantized: Quantized | None
     features: Features
     projected: Tensor | None
 

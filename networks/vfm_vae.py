@@ -1,6 +1,7 @@
-"""VFM-VAE: frozen vision foundation model -> fused KL latent -> progressive decoder (arXiv 2510.18457).
+"""VFM-VAE: frozen vision foundation model -> fused latent, KL or discrete -> progressive decoder (arXiv 2510.18457).
 
 images -> encoder features -> moments -> posterior -> latent z -> decoder -> images of all scales
+                              chunks  -> codes     (discrete mode)
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from networks.alignment import AlignmentHead
 from networks.compression import Compression
 from networks.config import TokenizerConfig
@@ -16,6 +18,7 @@ from networks.encoders.base import VisionEncoder
 from networks.equivariance import IDENTITY, EquivarianceTransform
 from networks.interfaces import Decoded, Features, Latent, TokenizerOutput
 from networks.latent import DiagonalGaussian
+from networks.quantizer import MultiCodebookQuantizer
 
 
 class VFMVAETokenizer(nn.Module):
@@ -34,6 +37,10 @@ class VFMVAETokenizer(nn.Module):
         self.encoder = encoder
         unshuffle = [side // config.latent_side() for side in config.encoder.token_sides(config.img_resolution)]
         self.compression = Compression(config.encoder, config.latent, unshuffle)
+        self.is_discrete = config.latent.compression_mode == "discrete"
+        if self.is_discrete:
+            c = config.latent
+            self.quantizer = MultiCodebookQuantizer(c.vocab_size, c.vocab_width, c.num_codebooks)
         if config.alignment_head:
             last = config.encoder.patch_from_layers.index(-1)
             self.alignment = AlignmentHead(config.latent.channels(), config.encoder.patch_in_dimensions[last])
@@ -55,21 +62,41 @@ class VFMVAETokenizer(nn.Module):
         noise: Tensor | None = None,
         transform: EquivarianceTransform = IDENTITY,
     ) -> Latent:
-        """Images [B, 3, H, W] in [0, 1] -> posterior and a sample z of it.
+        """Images [B, 3, H, W] in [0, 1] -> posterior and a sample z of it; in discrete mode codes, and z made of them.
 
         Args:
-            generator, noise: where the sample's noise comes from, see `DiagonalGaussian.sample`.
+            generator, noise: where the sample's noise comes from, see `DiagonalGaussian.sample`; a noise of zeros gives
+                the mode. Discrete mode draws nothing.
             transform: its input branch makes the encoder see a smaller image.
         """
         assert self.encoder is not None, "this tokenizer was built without its encoder"
         return self.fuse(self.encoder(images, transform.input_scale), generator, noise)
 
     def fuse(self, features: Features, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Latent:
-        """The encoder side behind the frozen encoder: features -> posterior and a sample z of it."""
-        posterior = DiagonalGaussian(self.compression(features).float())
-        z = posterior.sample(generator, noise)
+        """The encoder side behind the frozen encoder: features -> what `encode` returns."""
+        compressed = self.compression(features).float()
+        posterior = quantized = None
+        if self.is_discrete:
+            quantized = self.quantizer(compressed)
+            z = quantized.z
+        else:
+            posterior = DiagonalGaussian(compressed)
+            z = posterior.sample(generator, noise)
         projected = self.alignment(z) if self.config.alignment_head else None
-        return Latent(z, posterior, features, projected)
+        return Latent(z, posterior, quantized, features, projected)
+
+    def latent_to_tokens(self, z: Tensor) -> Tensor:
+        """See `MultiCodebookQuantizer.latent_to_tokens`. Raises UserError in continuous mode."""
+        return self._quantizer().latent_to_tokens(z)
+
+    def tokens_to_latent(self, tokens: Tensor) -> Tensor:
+        """See `MultiCodebookQuantizer.tokens_to_latent`. Raises UserError in continuous mode."""
+        return self._quantizer().tokens_to_latent(tokens)
+
+    def _quantizer(self) -> MultiCodebookQuantizer:
+        if not self.is_discrete:
+            raise UserError("this tokenizer has no tokens: its latent.compression_mode is continuous, not discrete.")
+        return self.quantizer
 
     def decode(self, z: Tensor, truncation_psi: float = 1.0) -> Decoded:
         """Latent [B, C, h, w] -> images in [-1, 1], not clamped."""
@@ -87,7 +114,7 @@ class VFMVAETokenizer(nn.Module):
 
         Args:
             images: [B, 3, H, W] in [0, 1].
-            generator: source of the posterior noise.
+            generator: source of the posterior noise (continuous mode).
             transform: equivariance transform of this micro-batch.
             cut_at_latent: make the decoder's input a leaf, so that the decoder's gradient can be taken first and
                 the encoder side's gradient built from it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,7 +11,22 @@ import yaml
 
 from data.write_shards import NewSample, encode_image, write_shards
 
+if TYPE_CHECKING:
+    from losses.interfaces import LossInputs
+    from networks.quantizer import Quantized
+
 SAMPLES = 20
+
+# What makes the tiny configuration discrete, by dotted key.
+DISCRETE: dict[str, Any] = {
+    "latent.compression_mode": "discrete",
+    "latent.vocab_width": 8,
+    "latent.vocab_size": 32,
+    "latent.num_codebooks": 2,
+    "losses.kl": None,
+    "losses.vq": {"weight": 1.0},
+    "losses.entropy": {"weight": 0.1, "entropy_temp": 0.1},
+}
 
 
 def write_encoder(folder: Path) -> Path:
@@ -103,6 +118,15 @@ def write_config(values: dict[str, Any], path: Path) -> Path:
     return path
 
 
+def loss_inputs_of(quantized: Quantized) -> LossInputs:
+    """What losses see of codes alone."""
+    from losses.interfaces import LossInputs
+    from networks.interfaces import Features, Latent
+
+    nothing = torch.empty(0)
+    return LossInputs(nothing, nothing, latent=Latent(quantized.z, None, quantized, Features([], []), None))
+
+
 def fill_weights(model: torch.nn.Module) -> None:
     """Give every weight of a tokenizer (but the encoder's) a value that hides no gradient, by the golden fill rule."""
     from networks.checkpoint import to_reference_name
@@ -111,6 +135,6 @@ def fill_weights(model: torch.nn.Module) -> None:
     state = {
         name: fill(to_reference_name(name), list(value.shape))
         for name, value in model.trainable_parts().state_dict().items()
-        if name.rsplit(".", 1)[-1] not in ("blur_kernel", "k_bias")
+        if name.rsplit(".", 1)[-1] not in ("blur_kernel", "k_bias", "usage")
     }
     model.load_state_dict(state, strict=False)

@@ -67,6 +67,10 @@ SELF_ATTENTION: Rows = [
     ("ff_in", "ff.1"),
     ("ff_out", "ff.3"),
 ]
+QUANTIZER: Rows = [
+    ("codebooks.{}.codes", "codebooks.{}.codebook.weight"),
+    ("codebooks.{}.usage", "codebooks.{}.vocab_usage"),
+]
 MAPPING: Rows = [("mlp.{}", "mlp.fc{}"), ("x_avg", "x_avg")]
 _WIDTH_PROJECTION: Rows = [*PROJECTION, ("weight", "weight"), ("bias", "bias")]  # attnproj, or conv
 _BLOCK: Rows = [
@@ -80,6 +84,7 @@ _BLOCK: Rows = [
 TOKENIZER: Rows = [
     *_below("compression.projections.{}", "ldm_adapter.patch_quants.{}.0", _WIDTH_PROJECTION),
     *_below("compression.head", "ldm_adapter.final_quant", _WIDTH_PROJECTION),
+    *_below("quantizer", "ldm_adapter.quantizer", QUANTIZER),
     ("alignment.projection", "ldm_adapter.linear_proj"),
     *_below("decoder.expansion.projection", "ldm_adapter.post_quant", _WIDTH_PROJECTION),
     *_below("decoder.mapping", "mapping", MAPPING),

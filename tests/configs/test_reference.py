@@ -136,6 +136,24 @@ def test_discrete_mode_swaps_kl_for_the_codebook_losses(load):
     assert config.losses.kl is None
     assert config.losses.vq.weight == 1.0
     assert any(note.startswith("loss_kwargs.kl_loss_weight has no effect") for note in notes)
+    assert (config.latent.vocab_size, config.latent.vocab_width, config.latent.num_codebooks) == (32768, 64, 8)
+    assert (config.losses.vq.vocab_beta, config.losses.entropy) == (0.25, None)
+
+
+def test_the_entropy_loss_needs_its_switch(load):
+    changes = {
+        "G_kwargs.compression_mode": "discrete",
+        "G_kwargs.vocab_beta": 0.5,
+        "G_kwargs.entropy_temp": 0.1,
+        "loss_kwargs.compression_mode": "discrete",
+        "loss_kwargs.entropy_loss_weight": 0.2,
+    }
+    config, notes = load(changes)
+    assert (config.losses.vq.vocab_beta, config.losses.entropy) == (0.5, None)
+    reason = "because G_kwargs.use_entropy_loss is false; left out."
+    assert f"loss_kwargs.entropy_loss_weight has no effect, {reason}" in notes
+    config, _ = load({**changes, "G_kwargs.use_entropy_loss": True})
+    assert (config.losses.entropy.weight, config.losses.entropy.entropy_temp) == (0.2, 0.1)
 
 
 @pytest.mark.parametrize(("path", "source"), [("images", "folder"), ("images.zip", "zip"), ("a.b/IMAGES.ZIP", "zip")])

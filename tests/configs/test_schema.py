@@ -106,6 +106,22 @@ KEYS = schema_keys(EXPERIMENTS["vfm_vae"])
         ("discriminator.blur_init_sigma=-1", "discriminator.blur_init_sigma: found -1, expected"),
         ("data.max_size=100", "data.max_size: found 100, which only image folders and zip files have; data.source is"),
         ("data.xflip=true", "data.xflip: found true, which only image folders and zip files have; data.source is"),
+        (
+            "losses.vq={weight: 1}",
+            "losses.vq.weight: found 1, which needs latent.compression_mode: discrete, found continuous; remove the",
+        ),
+        (
+            "losses.entropy={weight: 0.1}",
+            "losses.entropy.weight: found 0.1, which needs latent.compression_mode: discrete, found continuous;",
+        ),
+        (
+            "latent.compression_mode=discrete",
+            "losses.kl.weight: found 1e-06, which needs latent.compression_mode: continuous, found discrete;",
+        ),
+        (
+            "latent.compression_mode=discrete",
+            "losses.vq: has no weight, but latent.compression_mode is discrete: only this term and losses.entropy move",
+        ),
         ("losses.kl.end_kimg=0", "losses.kl: end_kimg 0 is not after start_kimg 0; the term would never count."),
         ("system=vfm_vea", "system: found 'vfm_vea', expected one of vfm_vae. Closest: vfm_vae."),
         ("training.init_kimg=20000", "training.total_kimg: found 20000, expected more than training.init_kimg 20000."),
@@ -162,12 +178,34 @@ def test_a_bad_file_is_refused_within_two_cpu_seconds_and_without_torch(tmp_path
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
 
 
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("latent.vocab_size=100", "latent.vocab_size: found 100, expected a multiple of latent.num_codebooks 8, for"),
+        ("latent.vocab_width=12", "latent.vocab_width: found 12, expected a multiple of latent.num_codebooks 8, for"),
+        (
+            "latent.vocab_width=40",
+            "latent.patch_out_dimensions: the fused layers have 768 channels (64 + 64 + 64, times 4) and the head 40;",
+        ),
+    ],
+)
+def test_codebooks_that_do_not_fit_are_reported_in_discrete_mode_alone(override, problem):
+    discrete = ["latent.compression_mode=discrete", "losses.kl=null", "losses.vq={weight: 1}"]
+    assert len(report_of(STAGE_0, [*discrete, override])) == 2
+    assert has(report_of(STAGE_0, [*discrete, override]), problem)
+    load_config(STAGE_0, [override])
+
+
+def test_codebooks_need_no_loss_where_they_are_not_trained():
+    changes = ["latent.compression_mode=discrete", "losses.kl=null", "training.train_mode=train_decoder"]
+    assert load_config(STAGE_0, changes).config.latent.head_channels() == 64
+
+
 # --- what is not built -------------------------------------------------------------------------------------------
 
 
 NOT_BUILT_YET = {
     "losses.clip": "{weight: 1}",
-    "latent.compression_mode": "discrete",
     "decoder.conditional": "true",
     "decoder.use_cross_attn": "true",
     "decoder.use_convnext": "false",

@@ -15,10 +15,13 @@ class FakeTokenizer(nn.Module):
         self.config = SimpleNamespace(img_resolution=16)
         self.gain = nn.Parameter(torch.tensor(1.0))
 
-    def encode(self, images):
+    def latent_shape(self, height, width):
+        return 3, height // 4, width // 4
+
+    def encode(self, images, noise):
         mean = nn.functional.avg_pool2d(images, 4) * 2 - 1
         logvar = torch.full_like(mean, -3.0)
-        return SimpleNamespace(posterior=DiagonalGaussian(torch.cat([mean, logvar], dim=1)))
+        return SimpleNamespace(z=DiagonalGaussian(torch.cat([mean, logvar], dim=1)).sample(noise=noise))
 
     def decode(self, z):
         return SimpleNamespace(reconstruction=nn.functional.interpolate(z, scale_factor=4) * self.gain)

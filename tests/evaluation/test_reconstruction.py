@@ -71,7 +71,8 @@ def test_leaving_images_out_changes_no_other(tokenizer, folder, whole, tmp_path)
 
 def test_every_batch_has_the_full_size(tokenizer, folder, tmp_path):
     sizes = []
-    tokenizer.encode = lambda images, encode=tokenizer.encode: sizes.append(len(images)) or encode(images)
+    encode = tokenizer.encode
+    tokenizer.encode = lambda images, noise: sizes.append(len(images)) or encode(images, noise)
     run(tokenizer, folder, tmp_path / "out", 4)
     assert sizes == [4, 4]
 

@@ -98,13 +98,16 @@ class Case:
         )
 
     def check(self, name: str, found: Tensor, reference: Tensor | None = None) -> None:
-        """Compare a tensor with the stored one: max |difference| <= tolerance * max(1, max |reference|)."""
+        """Compare a tensor with the stored one: max |difference| <= tolerance * max(1, max |reference|).
+
+        Integers must be equal.
+        """
         reference = self.tensors[name] if reference is None else reference
         assert found.shape == reference.shape, f"{name}: {tuple(found.shape)} instead of {tuple(reference.shape)}"
         stated = self.facts.get("tolerance")
         common = stated if isinstance(stated, float | int) else 1e-5
         tolerance = self.facts.get("tolerance_overrides", {}).get(name, common)
-        limit = tolerance * max(1.0, reference.abs().max().item())
+        limit = tolerance * max(1.0, reference.abs().max().item()) if reference.is_floating_point() else 0
         difference = (found.detach().double() - reference.double()).abs().max().item()
         assert difference <= limit, f"{name}: differs by {difference:.3g}, allowed {limit:.3g}"
         self.compared += 1
@@ -167,5 +170,5 @@ def load_filled(module: torch.nn.Module, state: dict[str, Tensor]) -> None:
     """Load weights by own names; everything but constructor-given buffers must be among them."""
     result = module.load_state_dict(state, strict=False)
     assert not result.unexpected_keys, result.unexpected_keys
-    kept = [name for name in result.missing_keys if name.rsplit(".", 1)[-1] not in ("blur_kernel", "k_bias")]
+    kept = [name for name in result.missing_keys if name.rsplit(".", 1)[-1] not in ("blur_kernel", "k_bias", "usage")]
     assert not kept, f"not filled: {kept}"

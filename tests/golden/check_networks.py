@@ -9,11 +9,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from losses.config import EntropyTermConfig, VQTermConfig
+from losses.entropy import EntropyLoss
 from losses.vf_alignment import vf_alignment_loss
+from losses.vq import VQLoss
 from networks.checkpoint.names import (
     CONVNEXT,
     MAPPING,
     PROJECTION,
+    QUANTIZER,
     SELF_ATTENTION,
     TO_RGB,
     UPSAMPLER,
@@ -26,15 +30,20 @@ from networks.config import TokenizerConfig
 from networks.decoder.mapping import MappingNetwork
 from networks.decoder.to_rgb import ToRGB
 from networks.equivariance import EquivarianceTransform, draw_transform
+from networks.interfaces import Latent
 from networks.latent import DiagonalGaussian
 from networks.layers.attention import SelfAttentionBlock
 from networks.layers.attention_projection import AttentionProjection
 from networks.layers.convnext import ModulatedConvNeXt
 from networks.layers.resample import BlurUpsampler
+from networks.quantizer import MultiCodebookQuantizer, Quantized, usage_percent
+from networks.tokens import map_to_tokens, tokens_to_map
 from networks.vfm_vae import VFMVAETokenizer
 from tests.golden.cases import Case, filled_state, load_filled
 from tests.golden.check_encoders import backbone_options, build_encoder
+from tests.tiny import loss_inputs_of
 
+NO_NOISE = torch.zeros(())  # a sample without noise is the mode
 CONSTRUCTOR_DEFAULTS = {
     "resolution_compression_factor": 16,
     "z_dimension": 32,
@@ -119,23 +128,18 @@ def check_tiny(case: Case) -> None:
     features = model.encoder(images)
     for i, level in enumerate(features.levels):
         checks[f"vfm_feature_{i}"] = lambda level=level: level
-    moments = model.compression(features)
-    posterior = DiagonalGaussian(moments)
-    eps = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(0))
-    z = posterior.sample(noise=case.tensors.get("eps", eps))
+    eps = torch.randn(len(images), *model.latent_shape(*images.shape[2:]), generator=torch.Generator().manual_seed(0))
+    latent = model.fuse(features, noise=case.tensors.get("eps", eps))
+    z, z_mode = latent.z, model.fuse(features, noise=NO_NOISE).z
     kwargs = case.facts["generator_kwargs"]
-    checks |= {
-        "z_before_quantize": lambda: moments,
-        "mean": lambda: posterior.mean,
-        "logvar_clamped": lambda: posterior.logvar,
-        "eps": lambda: eps,
-        "z_sample": lambda: z,
-        "kl_loss": lambda: posterior.kl().mean() if kwargs.get("use_kl_loss") else torch.zeros(()),
-        "vf_loss": lambda: torch.zeros(()),
-    }
+    checks |= {"z_before_quantize": lambda: model.compression(features), "vf_loss": lambda: torch.zeros(())}
+    if latent.posterior is not None:
+        checks |= _posterior_checks(latent.posterior, kwargs) | {"eps": lambda: eps, "z_sample": lambda: z}
+    else:
+        checks |= _quantized_checks(model, latent, kwargs)
     decoder = model.decoder
-    expanded = decoder.expansion(posterior.mode())
-    decoded = model.decode(posterior.mode())
+    expanded = decoder.expansion(z_mode)
+    decoded = model.decode(z_mode)
     checks |= {
         "z_decoded": lambda: expanded,
         "z_pooled": lambda: torch.nn.functional.adaptive_avg_pool2d(expanded, decoder.pooled_side).flatten(1),
@@ -154,19 +158,52 @@ def check_tiny(case: Case) -> None:
         checks["vf_loss"] = lambda: vf_alignment_loss(model.alignment(z), features.as_map(last), **options)
     for name in case.tensors:
         if match := re.fullmatch(r"decode_img_truncation_([\d.]+)", name):
-            checks[name] = lambda psi=float(match[1]): model.decode(posterior.mode(), psi).reconstruction
+            checks[name] = lambda psi=float(match[1]): model.decode(z_mode, psi).reconstruction
         if match := re.fullmatch(r"(z_before_quantize|decode_img)_eq_prior_([\d.]+)", name):
             small = EquivarianceTransform(float(match[2]), on_input=True)
-            of_small = model.encode(images, noise=torch.zeros(()), transform=small).posterior
-            checks[f"z_before_quantize_eq_prior_{match[2]}"] = lambda p=of_small: p.moments
-            checks[f"decode_img_eq_prior_{match[2]}"] = lambda p=of_small: model.decode(p.mode()).reconstruction
+            of_small = model.encoder(images, small.input_scale)
+            z_small = model.fuse(of_small, noise=NO_NOISE).z
+            checks[f"z_before_quantize_eq_prior_{match[2]}"] = lambda f=of_small: model.compression(f)
+            checks[f"decode_img_eq_prior_{match[2]}"] = lambda z=z_small: model.decode(z).reconstruction
     for name in case.tensors:
         if name != "img":
             assert name in checks, f"{case.name}: the stored tensor {name!r} has no counterpart"
-            case.check(name, checks[name]())
+            found = checks[name]()
+            is_number = found.numel() == case.tensors[name].numel() == 1
+            case.check(name, found.reshape_as(case.tensors[name]) if is_number else found)
     num_ws = case.facts.get("num_ws")
     if num_ws is not None:
         assert sum(len(block.layers) + 1 for block in decoder.blocks) == num_ws
+
+
+def _posterior_checks(posterior: DiagonalGaussian, kwargs: dict) -> dict[str, Callable[[], Tensor]]:
+    return {
+        "mean": lambda: posterior.mean,
+        "logvar_clamped": lambda: posterior.logvar,
+        "kl_loss": lambda: posterior.kl().mean() if kwargs.get("use_kl_loss") else torch.zeros(()),
+    }
+
+
+def _quantized_checks(model: VFMVAETokenizer, latent: Latent, kwargs: dict) -> dict[str, Callable[[], Tensor]]:
+    quantized, given = latent.quantized, {**CONSTRUCTOR_DEFAULTS, **kwargs}
+    vq, entropy = codebook_losses(quantized, given["vocab_beta"], given["entropy_temp"], given["use_entropy_loss"])
+    return {
+        "z_quantized": lambda: latent.z,
+        "indices": lambda: quantized.indices.flatten(2),
+        "vq_loss": lambda: vq,
+        "entropy_loss": lambda: entropy,
+        "codebook_usages": lambda: usage_percent(model.quantizer.code_shares(quantized.indices)),
+        "kl_loss": lambda: torch.zeros(()),
+    }
+
+
+def codebook_losses(quantized: Quantized, beta: float, temperature: float, use_entropy: bool) -> tuple[Tensor, Tensor]:
+    """VQ loss, and entropy loss or 0 where it is off, of codes alone."""
+    inputs = loss_inputs_of(quantized)
+    vq = VQLoss(VQTermConfig(weight=1.0, vocab_beta=beta))(inputs)
+    if not use_entropy:
+        return vq, torch.zeros(())
+    return vq, EntropyLoss(EntropyTermConfig(weight=1.0, entropy_temp=temperature))(inputs)
 
 
 # --- single modules ----------------------------------------------------------------------------------------------
@@ -248,6 +285,33 @@ def _gaussian(case: Case) -> None:
             case.check(name, found[name])
 
 
+def _quantizer(case: Case) -> None:
+    """Two forwards on the same input, each with its losses and the usage after it; then gradients, and tokens alone."""
+    k = case.facts["kwargs"]
+    module = _filled(case, MultiCodebookQuantizer(k["vocab_size"], k["vocab_width"], k["num_codebooks"]), QUANTIZER)
+    features = case.tensors["in/features"].requires_grad_()
+    grid = (features.shape[1], 1)
+    found: dict[str, Tensor] = {}
+    for call in range(1, 3):
+        quantized = module(tokens_to_map(features, grid))
+        vq, entropy = codebook_losses(quantized, k["beta"], k["entropy_temp"], k["use_entropy_loss"])
+        shares = module.code_shares(quantized.indices)
+        module.track_usage(shares, earlier=call - 1)
+        zq = map_to_tokens(quantized.z)
+        found |= {f"zq_{call}": zq, f"vq_loss_{call}": vq, f"entropy_loss_{call}": entropy}
+        found[f"usage_{call}"] = usage_percent(shares)
+        found |= {f"vocab_usage_cb{i}_{call}": book.usage.clone() for i, book in enumerate(module.codebooks)}
+    weights = re.search(r"([\d.]+)\*sum\(zq\)\+vq_loss\+([\d.]+)\*entropy_loss", case.facts["grad_note"])
+    (float(weights[1]) * zq.sum() + vq + float(weights[2]) * entropy).backward()
+    found |= {f"grad_codebook{i}": book.codes.grad for i, book in enumerate(module.codebooks)}
+    tokens = module.latent_to_tokens(tokens_to_map(features, grid))
+    found |= {"grad_features": features.grad, "indices": tokens.flatten(2)}
+    found["idx_to_f"] = map_to_tokens(module.tokens_to_latent(tokens))
+    for name in case.tensors:
+        if not name.startswith("in/"):
+            case.check(name, found[name])
+
+
 def _equivariance_draws(case: Case) -> None:
     for setting, expected in case.facts["draws"].items():
         p = dict(part.split("=") for part in setting.split(","))
@@ -267,11 +331,11 @@ UNITS: dict[str, Callable[[Case], None]] = {
     "self_attention_block": _self_attention,
     "mapping_uncond": _mapping,
     "gaussian": _gaussian,
+    "quantizer": _quantizer,
     "equivariance_draws": _equivariance_draws,
 }
 
 UNITS_TO_COME = {
-    "quantizer": "discrete mode",
     "mapping_text": "conditional mapping network",
     "mapping_cls2id": "conditional mapping network",
     "cross_attention_block": "cross-attention",

@@ -7,10 +7,18 @@ import re
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from losses.adaptive_weight import adaptive_weight
 from losses.lpips import LPIPS
+from losses.vf_alignment import vf_alignment_loss
+from networks.checkpoint.names import QUANTIZER, to_own_name, to_reference_name
 from networks.equivariance import EquivarianceTransform, draw_transform
-from tests.golden.cases import Case, fill
+from networks.latent import DiagonalGaussian
+from networks.quantizer import MultiCodebookQuantizer, usage_percent
+from networks.tokens import map_to_tokens, tokens_to_map
+from tests.golden.cases import Case, fill, load_filled
+from tests.golden.check_networks import codebook_losses
 from trainer.config import AdamConfig, GuardConfig
 from trainer.ema import ema_beta, update_ema
 from trainer.guard import LossMonitor
@@ -50,6 +58,72 @@ def check_equivariance(case: Case) -> None:
             drawn = draw_transform(rng, float(p_latent), float(p_scale))
             assert [drawn.scale, drawn.quarter_turns, drawn.on_input] == row
             case.compared += 1
+
+
+def check_latent_losses(case: Case) -> None:
+    """KL, VF alignment with its adaptive weight, and the losses and usage of codebooks."""
+    tensors, found = case.tensors, {}
+    for suffix, name in (("", "kl_loss_with_clamped_logvar_entries"), ("_plain", "kl_loss_plain")):
+        per_sample = DiagonalGaussian(tensors[f"kl_params{suffix}"]).kl()
+        found |= {f"kl_per_sample{suffix}": per_sample, name: per_sample.mean()}
+    found["vf_loss_default"] = vf_alignment_loss(tensors["vf_z"], tensors["vf_aux"])
+    margins = case.facts["details"]["vf_loss_margins"]
+    found["vf_loss_margins"] = vf_alignment_loss(tensors["vf_z"], tensors["vf_aux"], **margins)
+    latent_side = tensors["vf_z"].shape[-1]
+    for name, features in tensors.items():
+        if match := re.fullmatch(r"vf_aux_(\d+)x\1", name):
+            pooled = f"vf_loss_default_aux_pooled_{match[1]}_to_{latent_side}"
+            found[pooled] = vf_alignment_loss(tensors["vf_z"], features)
+    found |= _found_codebooks(case)
+    inputs = {n for n in tensors if n.startswith(("ad_", "vf_"))} | {"kl_params", "kl_params_plain", "vq_features"}
+    for name in tensors.keys() - inputs:
+        case.check(name, found[name])
+    values = case.facts["values"]
+    for name in values.keys() - {"adaptive", "non_adaptive_weight"}:
+        case.check_value(name, found[name].item(), values[name])
+    _check_adaptive_weight(case)
+
+
+def _found_codebooks(case: Case) -> dict[str, Tensor]:
+    k = case.facts["vq"]["kwargs"]
+    module = MultiCodebookQuantizer(k["vocab_size"], k["vocab_width"], k["num_codebooks"])
+    shapes = {name: entry["shape"] for name, entry in case.facts["vq"]["state_dict"].items()}
+    state = {name: fill(name, shape) for name, shape in shapes.items() if not name.endswith("vocab_usage")}
+    load_filled(module, {to_own_name(name, QUANTIZER): value for name, value in state.items()})
+    assert {to_reference_name(name, QUANTIZER) for name in module.state_dict()} == shapes.keys()
+    features = case.tensors["vq_features"]
+    quantized = module(tokens_to_map(features, (features.shape[1], 1)))
+    vq, entropy = codebook_losses(quantized, k["beta"], k["entropy_temp"], k["use_entropy_loss"])
+    return {
+        "vq_output": map_to_tokens(quantized.z),
+        "vq_indices": quantized.indices.flatten(2),
+        "vq_loss": vq,
+        "entropy_loss": entropy,
+        "codebook_usage_percent": usage_percent(module.code_shares(quantized.indices)),
+    }
+
+
+def _check_adaptive_weight(case: Case) -> None:
+    """A projection, a decoder and an alignment head of one matrix each."""
+    t, expected = case.tensors, case.facts["values"]["adaptive"]
+    weight = t["ad_W"].requires_grad_()
+    z = torch.nn.functional.conv2d(t["ad_x"], weight[:, :, None, None])
+    rec = (torch.nn.functional.conv2d(z, t["ad_R"]) - t["ad_target"]).abs().mean()
+    vf = vf_alignment_loss(torch.nn.functional.conv2d(z, t["ad_P"]), t["vf_aux"])
+    (of_rec,) = torch.autograd.grad(rec, weight, retain_graph=True)
+    (of_vf,) = torch.autograd.grad(vf, weight)
+    factor = expected["vf_loss_weight"]
+    found = {
+        "rec_loss": rec,
+        "vf_loss": vf,
+        "rec_grad_norm": of_rec.norm(),
+        "vf_grad_norm": of_vf.norm(),
+        "vf_loss_weight": factor,
+        "effective_weight": factor * adaptive_weight(of_rec, of_vf),
+    }
+    for name, value in expected.items():
+        case.check_value(name, torch.as_tensor(found[name]).item(), value, 1e-5 if name.endswith("loss") else 1e-3)
+    case.check_value("non_adaptive_weight", factor, case.facts["values"]["non_adaptive_weight"])
 
 
 def check_lpips(case: Case) -> None:

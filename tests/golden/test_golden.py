@@ -13,7 +13,13 @@ from tests.golden.check_encoders import check_encoder
 from tests.golden.check_losses import check_pixel_losses, check_warmup
 from tests.golden.check_networks import UNITS_TO_COME, check_tiny, check_unit, longest_prefix
 from tests.golden.check_tools import check_psnr_ssim
-from tests.golden.check_training import check_ema, check_equivariance, check_lpips, check_safe_loss
+from tests.golden.check_training import (
+    check_ema,
+    check_equivariance,
+    check_latent_losses,
+    check_lpips,
+    check_safe_loss,
+)
 
 CHECKS = {
     "networks_tiny": check_tiny,
@@ -24,6 +30,7 @@ CHECKS = {
     "training_disc_head": check_head,
     "training_ema": check_ema,
     "training_equivariance": check_equivariance,
+    "training_latent_losses": check_latent_losses,
     "training_lpips": check_lpips,
     "training_patchgan": check_patchgan,
     "training_pixel_losses": check_pixel_losses,
@@ -36,7 +43,6 @@ CHECKS = {
 TO_COME = {
     "training_total_loss": "adversarial losses",
     "training_trajectory": "adversarial losses",
-    "training_latent_losses": "discrete mode",
     "tools_cknna": "alignment analysis",
     "tools_se_cknna": "alignment analysis",
     "tools_generation_metrics": "generation metrics",
@@ -55,8 +61,6 @@ def reason_to_come(case: Case) -> str | None:
         return None if found is None else UNITS_TO_COME[found]
     if case.kind == "networks_tiny":
         kwargs = case.facts["generator_kwargs"]
-        if kwargs.get("compression_mode") == "discrete":
-            return "discrete mode"
         if kwargs.get("conditional"):
             return "conditional decoder"
         if kwargs.get("use_cross_attn") and kwargs.get("attn_depths"):

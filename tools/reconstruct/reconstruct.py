@@ -18,7 +18,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resolution", type=int, help="side of the crops (default: the model's)")
     parser.add_argument("--crop", choices=("torchvision", "adm"), default="torchvision", help="resize and crop rule")
     parser.add_argument(
-        "--latent", choices=("sample", "mode"), default="sample", help="sample or mean of the posterior"
+        "--latent",
+        choices=("sample", "mode"),
+        default="sample",
+        help="sample or mean of the posterior; a discrete latent is the same in both (default: sample)",
     )
     parser.add_argument("--seed", type=int, default=0, help="key of the posterior noise (default: 0)")
     parser.add_argument("--batch-size-per-gpu", type=int, default=32, help="images per batch (default: 32)")

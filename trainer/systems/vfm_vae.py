@@ -22,6 +22,7 @@ from networks.checkpoint.folder import encoder_facts, model_config_values
 from networks.encoders.loading import encoder_fingerprint, load_encoder
 from networks.equivariance import IDENTITY, EquivarianceTransform, draw_transform
 from networks.interfaces import TokenizerOutput
+from networks.quantizer import Quantized, usage_percent
 from networks.vfm_vae import VFMVAETokenizer
 from trainer.freeze import select_trainable, trained_parameters
 from trainer.parallel import distribute
@@ -84,7 +85,10 @@ class VFMVAESystem:
         reconstruction_values = self.objective.reconstruction_terms(inputs, moment)
         latent_values = self.objective.latent_terms(inputs, moment)
         latent_values = self._backward(output, reconstruction_values, latent_values, at.share)
-        return self._report(reconstruction_values, latent_values)
+        report = self._report(reconstruction_values, latent_values)
+        if output.latent.quantized is not None:
+            report |= self._follow_usage(output.latent.quantized, at)
+        return report
 
     def _backward(
         self,
@@ -111,10 +115,21 @@ class VFMVAESystem:
             (from_images,) = torch.autograd.grad(z, last, decoder_gradient / share, retain_graph=True)
             (from_vf,) = torch.autograd.grad(vf.loss, last, retain_graph=True)
             latent_values["vf"] = replace(vf, weight=vf.weight * adaptive_weight(from_images, from_vf))
-        projected = [] if output.latent.projected is None else [output.latent.projected]
-        latent_total = total(latent_values, touching=[z, *projected]) * share
+        touching = [z]
+        if output.latent.projected is not None:
+            touching.append(output.latent.projected)
+        if output.latent.quantized is not None:
+            touching.append(output.latent.quantized.codes)
+        latent_total = total(latent_values, touching=touching) * share
         torch.autograd.backward([z, latent_total], [decoder_gradient, torch.ones_like(latent_total)])
         return latent_values
+
+    def _follow_usage(self, quantized: Quantized, at: MicroStep) -> dict[str, Tensor]:
+        """Advance the codebooks' usage, which sees one batch of all ranks a step; report how much of them this used."""
+        shares = self.tokenizer.quantizer.code_shares(quantized.indices)
+        if at.is_first:
+            self.tokenizer.quantizer.track_usage(shares, earlier=at.step)
+        return {"latent/codebook_usages": usage_percent(shares)}
 
     def _draw_transform(self, at: MicroStep) -> EquivarianceTransform:
         c = self.config.equivariance
@@ -183,9 +198,9 @@ class VFMVAESystem:
 
     @torch.no_grad()
     def sample_images(self, images: Tensor) -> Tensor:
-        """Reconstructions by the EMA from the mode of the posterior."""
-        posterior = self.average.encode(uint8_to_unit(images.to(self.device)), noise=torch.zeros(())).posterior
-        reconstruction = self.average.decode(posterior.mode()).reconstruction
+        """Reconstructions by the EMA, without noise of the posterior."""
+        z = self.average.encode(uint8_to_unit(images.to(self.device)), noise=torch.zeros(())).z
+        reconstruction = self.average.decode(z).reconstruction
         return unit_to_uint8(signed_to_unit(reconstruction), "nearest")
 
 
