@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.tiny import tiny_values, write_config
+from tests.tiny import DISCRETE, tiny_values, write_config
 from tests.trainer.conftest import merged
 
 SCRIPT = """
@@ -74,9 +74,16 @@ def launch(config: Path, output: Path, ranks: int) -> None:
         assert process.returncode == 0, errors[-3000:]
 
 
-@pytest.mark.parametrize("changes", [{}, {"losses.multiscale_pixel": None, "losses.vf": None}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="all losses"),
+        pytest.param({"losses.multiscale_pixel": None, "losses.vf": None}, id="no pyramid"),
+        pytest.param({**DISCRETE, "losses.vf": None}, id="discrete", marks=pytest.mark.slow),
+    ],
+)
 def test_two_ranks_equal_one_rank_with_accumulation_two(changes, tiny_encoder, tiny_data, tmp_path) -> None:
-    """Also where no loss reads the images of intermediate resolutions: the step after the first must still work."""
+    """Also where no loss reads the images of intermediate resolutions (the step after the first must still work)."""
     logs, gradients = [], []
     for name, ranks, accumulate in (("one", 1, 2), ("two", 2, 1)):
         settings = {
@@ -93,7 +100,7 @@ def test_two_ranks_equal_one_rank_with_accumulation_two(changes, tiny_encoder, t
 
     first_step = [log[0] for log in logs]
     losses = [key for key in first_step[0] if key.startswith("loss/")]
-    assert {"loss/total", "loss/l1_pixel", "loss/kl"} <= set(losses)
+    assert {"loss/total", "loss/l1_pixel", "loss/vq" if changes.get("losses.vq") else "loss/kl"} <= set(losses)
     for key in losses:
         one, two = (line[key] for line in first_step)
         assert abs(one - two) <= 1e-6 * max(1, abs(one)), key
