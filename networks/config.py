@@ -218,14 +218,14 @@ def _projection_widths(c) -> str | None:
     return None
 
 
-def _codebooks_share_evenly(key: str):
+def _codebooks_share_evenly(leaf: str) -> Relation:
     def check(c) -> str | None:
-        total, count = getattr(c.latent, key), c.latent.num_codebooks
+        total, count = getattr(c.latent, leaf), c.latent.num_codebooks
         if c.latent.compression_mode == "continuous" or total % count == 0:
             return None
         return f"found {total}, expected a multiple of latent.num_codebooks {count}, for all codebooks are alike."
 
-    return check
+    return Relation((f"latent.{leaf}", "latent.num_codebooks", "latent.compression_mode"), check)
 
 
 def _known_family(c) -> str | None:
@@ -386,10 +386,8 @@ def tokenizer_relations(resolution_key: str, side) -> list[Relation]:
             ("latent.patch_out_dimensions", "encoder.patch_in_dimensions", "latent.how_to_compress"),
             _projection_widths,
         ),
-        *(
-            Relation((key, "latent.num_codebooks", "latent.compression_mode"), _codebooks_share_evenly(leaf))
-            for key, leaf in (("latent.vocab_size", "vocab_size"), ("latent.vocab_width", "vocab_width"))
-        ),
+        _codebooks_share_evenly("vocab_size"),
+        _codebooks_share_evenly("vocab_width"),
         Relation(("decoder.attn_depths", "decoder.attn_block_indices"), _attention_depths),
         Relation(("decoder.attn_block_indices", "decoder.num_blocks"), _block_indices("attn_block_indices")),
         Relation(("decoder.concat_z_block_indices", "decoder.num_blocks"), _block_indices("concat_z_block_indices")),

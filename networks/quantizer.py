@@ -79,7 +79,7 @@ class MultiCodebookQuantizer(nn.Module):
         return self(z).indices
 
     def tokens_to_latent(self, tokens: Tensor) -> Tensor:
-        """Indices [B, K, h, w] -> the latent [B, K c, h, w] made of their codes.
+        """Indices [B, K, h, w], of any integer type -> the latent [B, K c, h, w] made of their codes.
 
         Raises: ShapeError if there is not one map of indices per codebook, UserError if an index has no code.
         """
@@ -88,7 +88,7 @@ class MultiCodebookQuantizer(nn.Module):
         low, high = (bound.item() for bound in tokens.aminmax())
         if low < 0 or high >= self.size:
             raise UserError(f"found tokens from {low} to {high}, expected 0 to {self.size - 1}.")
-        return _join(_look_up(self._tables(), tokens))
+        return _join(_look_up(self._tables(), tokens.long()))
 
     def code_shares(self, indices: Tensor) -> Tensor:
         """How large a share of the positions of all ranks chose each code: [B, K, h, w] -> [K, V], rows of sum 1."""
