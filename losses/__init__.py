@@ -19,12 +19,12 @@ class LossEntry:
     """A loss that a YAML may name.
 
     Args:
-        target: `module:Class`, or None where this version does not implement it yet.
+        target: `module:Class`.
         config: the model of its options.
         summary: one line for the documentation of the configuration.
     """
 
-    target: str | None
+    target: str
     config: type[StrictModel]
     summary: str
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
 from common.registry import import_object
 from losses import LOSSES
 from losses.config import MultiscaleConfig, TermConfig
@@ -46,7 +45,7 @@ class Objective(nn.Module):
     Args:
         terms: configuration of each enabled term, by registered name.
 
-    Raises: UserError if a term is not known or not built, or its weights are missing.
+    Raises: UserError if a term is not known, or its weights are missing.
     """
 
     def __init__(self, terms: Mapping[str, TermConfig | MultiscaleConfig]):
@@ -54,10 +53,7 @@ class Objective(nn.Module):
         self.terms = dict(terms)
         built: dict[str, Loss | DiscriminatorLoss] = {}
         for name, config in terms.items():
-            target = LOSSES[name].target
-            if target is None:
-                raise UserError(f"losses.{name}: this loss is not built yet.")
-            built[name] = import_object(target)(config)
+            built[name] = import_object(LOSSES[name].target)(config)
             _assert_needs_exist(built[name])
         self.losses = nn.ModuleDict(built)
 

@@ -152,10 +152,7 @@ def measurable(config: VFMVAEExperiment, batch_size: int | None) -> Measurable:
 
 def _computable(name: str, term: Any) -> Any:
     """The configuration of a term that can be built. Raises UserError that says why it cannot."""
-    target = LOSSES[name].target
-    if target is None:
-        raise UserError("not built yet")
-    loss = import_object(target)(term)
+    loss = import_object(LOSSES[name].target)(term)
     if not isinstance(loss, Loss) or loss.group == "adversarial":
         raise UserError("its part of the step is not built yet")
     return term

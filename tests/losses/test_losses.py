@@ -51,11 +51,6 @@ def test_a_term_outside_its_window_is_not_computed_and_leaves_zero_gradients() -
     assert set(objective.reconstruction_terms(inputs, Moment(1000))) == {"l1_pixel", "l2_pixel"}
 
 
-def test_losses_to_come_are_refused_by_name() -> None:
-    with pytest.raises(UserError, match=r"losses\.vq: this loss is not built yet"):
-        Objective({"vq": TERM})
-
-
 def test_lpips_without_its_trunk_names_the_file_and_the_key(tmp_path) -> None:
     with pytest.raises(UserError) as error:
         find_trunk(str(tmp_path / "vgg.pth"))
