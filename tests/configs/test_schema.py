@@ -185,7 +185,7 @@ def test_a_bad_file_is_refused_within_two_cpu_seconds_and_without_torch(tmp_path
         ("latent.vocab_width=12", "latent.vocab_width: found 12, expected a multiple of latent.num_codebooks 8, for"),
         (
             "latent.vocab_width=40",
-            "latent.patch_out_dimensions: the fused layers have 768 channels (64 + 64 + 64, times 4) and the head 40;",
+            "latent.patch_out_dimensions: the fused layers have 768 channels (64 x 4 + 64 x 4 + 64 x 4) and the head",
         ),
     ],
 )
