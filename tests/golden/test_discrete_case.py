@@ -14,7 +14,8 @@ from torch import Tensor
 from networks.checkpoint.names import to_own_name, to_reference_name
 from networks.vfm_vae import VFMVAETokenizer
 from tests.golden.cases import HERE, Case, collect, filled_state, load_filled
-from tests.golden.check_networks import build_tiny_encoder, check_tiny, tokenizer_config
+from tests.golden.check_encoders import build_encoder
+from tests.golden.check_networks import check_tiny, tokenizer_config
 
 KEPT = ("blur_kernel", "k_bias", "usage")
 VARIANTS = {
@@ -68,7 +69,8 @@ def write_case(folder: Path, changes: dict) -> Case:
     facts = json.loads((HERE / "networks_tiny_siglip2.json").read_text())
     kwargs = facts["generator_kwargs"] | {"compression_mode": "discrete", "vocab_width": 8} | changes
     config = tokenizer_config(kwargs, facts["vfm"])
-    model = VFMVAETokenizer(config, build_tiny_encoder(facts["vfm"], config)).eval()
+    encoder = build_encoder(facts["vfm"], config.encoder.patch_from_layers, config.encoder.scale_factor)
+    model = VFMVAETokenizer(config, encoder).eval()
     state_dict = [
         [to_reference_name(name, family="siglip2"), list(value.shape), "float32", not name.endswith(KEPT)]
         for name, value in model.state_dict().items()
