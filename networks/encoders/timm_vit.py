@@ -54,6 +54,12 @@ def create_vit(source: str, vfm_name: str, pretrained: bool, **options: Any) -> 
     stack = all(hasattr(model, part) for part in ("patch_embed", "_pos_embed", "norm_pre", "blocks", "norm"))
     if not stack or not isinstance(model.patch_embed, timm.layers.PatchEmbed):
         raise UserError(_not_plain(vfm_name, type(model).__name__))
+    stated = model.pretrained_cfg["num_classes"]
+    if pretrained and model.num_classes != stated:  # timm then replaces the classifier, and checks no other weight
+        raise UserError(
+            f"encoder.vfm_name: the config.json of {vfm_name!r} states {stated} classes in one place and "
+            f"{model.num_classes} in another, so timm would leave missing weights at random; make them equal."
+        )
     return model
 
 

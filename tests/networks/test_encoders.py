@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -281,6 +282,15 @@ def test_models_of_timm_that_are_no_plain_transformer_are_refused(vfm_name: str,
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: create(name, **options))
     with torch.device("meta"), pytest.raises(UserError, match=f"'{vfm_name}' is no plain vision transformer"):
         attempt(vfm_name, family="timm")
+
+
+def test_a_timm_folder_whose_weights_timm_would_not_check_is_refused(folders, tmp_path) -> None:
+    folder = shutil.copytree(folders["timm"], tmp_path / "model")
+    values = json.loads((folder / "config.json").read_text())
+    values["model_args"]["num_classes"] = 0
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="states 5 classes in one place and 0 in another"):
+        attempt(str(folder))
 
 
 def test_a_name_that_timm_does_not_know_is_refused() -> None:
