@@ -12,6 +12,7 @@ from losses.interfaces import LossInputs
 from losses.lpips import find_trunk, trunk_state
 from losses.objective import Objective, total
 from losses.schedule import Moment, in_window
+from losses.ssim import SSIMLoss
 from losses.vf_alignment import vf_alignment_loss
 from networks.equivariance import EquivarianceTransform
 from tests.golden.cases import HERE, Case
@@ -49,6 +50,25 @@ def test_a_term_outside_its_window_is_not_computed_and_leaves_zero_gradients() -
     (gradient,) = torch.autograd.grad(total({}, touching=[images]), images)
     assert torch.equal(gradient, torch.zeros_like(gradient))
     assert set(objective.reconstruction_terms(inputs, Moment(1000))) == {"l1_pixel", "l2_pixel"}
+
+
+def test_ssim_loss_is_zero_with_a_finite_gradient_on_equal_images_and_flat_ones() -> None:
+    loss = SSIMLoss(TERM)
+    for target in (torch.rand(1, 3, 12, 12) * 2 - 1, torch.full((1, 3, 12, 12), 0.5)):
+        reconstruction = target.clone().requires_grad_()
+        value = loss(LossInputs(target, reconstruction))
+        value.backward()
+        assert value.item() == pytest.approx(0, abs=1e-6)
+        assert reconstruction.grad.isfinite().all()
+
+
+def test_ssim_loss_sees_images_clamped_to_their_range() -> None:
+    loss = SSIMLoss(TERM)
+    target, far = torch.rand(1, 3, 12, 12) * 2 - 1, torch.randn(1, 3, 12, 12) * 3
+    assert torch.equal(loss(LossInputs(target, far)), loss(LossInputs(target, far.clamp(-1, 1))))
+    far.requires_grad_()
+    loss(LossInputs(target, far)).backward()
+    assert (far.grad[far.detach().abs() > 1] == 0).all()
 
 
 def test_lpips_without_its_trunk_names_the_file_and_the_key(tmp_path) -> None:
