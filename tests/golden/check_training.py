@@ -126,13 +126,18 @@ def _check_adaptive_weight(case: Case) -> None:
     case.check_value("non_adaptive_weight", factor, case.facts["values"]["non_adaptive_weight"])
 
 
-def check_lpips(case: Case) -> None:
-    """LPIPS on a filled trunk: value per pair, mean and gradient."""
+def filled_lpips_trunk(case: Case) -> dict[str, torch.Tensor]:
+    """torchvision's VGG16 entries with the weights of the fill rule, from the names that an LPIPS case lists."""
     trunk = {}
     for key, entry in case.facts["upstream_state_dict"].items():
         if match := re.fullmatch(r"net\.slice\d\.(\d+)\.(weight|bias)", key):
             trunk[f"features.{match[1]}.{match[2]}"] = fill(key, entry["shape"])
-    lpips = LPIPS(trunk)
+    return trunk
+
+
+def check_lpips(case: Case) -> None:
+    """LPIPS on a filled trunk: value per pair, mean and gradient."""
+    lpips = LPIPS(filled_lpips_trunk(case))
     generator = torch.Generator().manual_seed(1234)
     a, b = (torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1 for _ in range(2))
     b.requires_grad_()

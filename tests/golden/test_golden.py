@@ -13,6 +13,7 @@ from tests.golden.check_encoders import check_encoder
 from tests.golden.check_losses import check_pixel_losses, check_warmup
 from tests.golden.check_networks import UNITS_TO_COME, check_tiny, check_unit, longest_prefix
 from tests.golden.check_tools import check_psnr_ssim
+from tests.golden.check_total_loss import check_total_loss
 from tests.golden.check_training import (
     check_ema,
     check_equivariance,
@@ -36,12 +37,12 @@ CHECKS = {
     "training_pixel_losses": check_pixel_losses,
     "training_safe_loss": check_safe_loss,
     "training_stylegan_t_disc": check_projected,
+    "training_total_loss": check_total_loss,
     "training_warmup": check_warmup,
     "tools_psnr_ssim": check_psnr_ssim,
 }
 
 TO_COME = {
-    "training_total_loss": "adversarial losses",
     "training_trajectory": "adversarial losses",
     "tools_cknna": "alignment analysis",
     "tools_se_cknna": "alignment analysis",

@@ -16,6 +16,7 @@ from losses.ssim import SSIMLoss
 from losses.vf_alignment import vf_alignment_loss
 from networks.equivariance import EquivarianceTransform
 from tests.golden.cases import HERE, Case
+from tests.golden.check_training import filled_lpips_trunk
 
 TERM = TermConfig(weight=1.0)
 
@@ -118,15 +119,8 @@ def test_lpips_loss_runs_on_a_local_trunk_file(tmp_path) -> None:
     """A trunk of torchvision's layout, as the configuration names it; a distance that grows with the difference."""
     from losses.config import LPIPSConfig
     from losses.lpips import LPIPSLoss
-    from tests.golden.cases import fill
 
-    shapes = golden("training_lpips").facts["upstream_state_dict"]
-    trunk = {}
-    for key, entry in shapes.items():
-        if key.startswith("net.slice"):
-            layer = key.split(".", 2)[2]
-            trunk[f"features.{layer}"] = fill(key, entry["shape"])
-    torch.save(trunk, tmp_path / "vgg16.pth")
+    torch.save(filled_lpips_trunk(golden("training_lpips")), tmp_path / "vgg16.pth")
     loss = LPIPSLoss(LPIPSConfig(weight=1.0, vgg16_path=str(tmp_path / "vgg16.pth")))
     target = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     near = (0.9 * target).requires_grad_()
