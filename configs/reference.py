@@ -489,7 +489,8 @@ def _translate_numerics_and_logging(draft: _Draft) -> None:
         own["logging.wandb_project_name"] = own["logging.wandb_run_name"] = None  # it starts only if both are set
     if own["discriminator.use_patchgan_discriminator"] is True:
         draft.notes.append(
-            "the reference drops every other loss after the first step with a PatchGAN; here the file's weights rule."
+            "the reference drops every other loss after the first step with a PatchGAN; here the file's weights rule "
+            "(losses.patchgan.disable_reconstruction_when_patchgan drops them)."
         )
 
 

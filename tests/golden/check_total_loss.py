@@ -19,25 +19,33 @@ from torch.nn import functional as F
 
 from common.resize import resize_images
 from common.value_range import unit_to_signed
-from configs.reference import KEYS, Key
+from configs.reference import KEYS, TERMS_OF_THE_OTHER_MODE, Key
 from losses import LOSSES
 from losses.adaptive_weight import adaptive_weight
 from losses.interfaces import DiscriminatorInputs, Loss, LossInputs
 from losses.lpips import LPIPS
 from losses.objective import Objective, Value, details, total
 from losses.patchgan import SCALES
-from losses.schedule import Moment
+from losses.schedule import Moment, blur_sigma
 from losses.warmup import DiscriminatorWarmup
 from networks.checkpoint.names import discriminator_rows, to_own_name
 from networks.config import DiscriminatorConfig
+from networks.discriminators.blur import blur_images
 from networks.discriminators.discriminators import Discriminators
 from networks.equivariance import EquivarianceTransform
+from networks.interfaces import Verdict
 from networks.latent import DiagonalGaussian
 from tests.golden.cases import HERE, Case
 from tests.golden.check_discriminators import GRADIENT, filled_discriminators
 from tests.golden.check_training import filled_lpips_trunk
 
 NO_VALUE = Value(torch.zeros(()), 0.0)
+# What the reference's objective takes where a case says nothing.
+DEFAULTS = {
+    name.removeprefix("loss_kwargs."): entry.default
+    for name, entry in KEYS.items()
+    if isinstance(entry, Key) and name.startswith("loss_kwargs.")
+} | {"multiscale_block_indices": [], "multiscale_pixel_loss_weights": []}
 
 
 def check_total_loss(case: Case) -> None:
@@ -108,7 +116,7 @@ class Stage:
     """
 
     def __init__(self, case: Case, name: str, facts: dict[str, Any]):
-        self.case, self.name, self.kwargs = case, name, facts["loss_kwargs"]
+        self.case, self.name, self.kwargs = case, name, DEFAULTS | facts["loss_kwargs"]
         self.side = facts.get("S_generated", case.facts["S"])
         self.stub = Stub.draw(case.facts, self.side, facts.get("S_real", case.facts["S"]))
         self.transform = _transform(name)
@@ -120,18 +128,21 @@ class Stage:
         has_patchgan = self.kwargs["patchgan_discriminator_loss_weight"] > 0
         self.discriminators = _discriminators(has_patchgan, self.interpolation)
         self.rows = discriminator_rows(has_patchgan)
+        self.sigma = blur_sigma(self.at.nimg, self.kwargs["blur_init_sigma"], self.kwargs["blur_fade_kimg"])
 
     @property
     def target(self) -> Tensor:
         """The transformed real image, in [0, 1]."""
         return self.transform.apply_to_target(self.stub.real, self.interpolation)
 
+    def judge(self, images: Tensor) -> Verdict:
+        """What the discriminators say of images in [-1, 1]."""
+        return self.discriminators(blur_images(images, self.sigma))
+
     def check_discriminators(self, number: int, call: dict[str, Any]) -> None:
         """The discriminators' side."""
         where = f"{self.name}, call {number}"
-        inputs = DiscriminatorInputs(
-            fake=self.discriminators(self.stub.image), real=self.discriminators(unit_to_signed(self.target))
-        )
+        inputs = DiscriminatorInputs(fake=self.judge(self.stub.image), real=self.judge(unit_to_signed(self.target)))
         values = self.objective.discriminator_terms(inputs, self.at)
         self._check_report(where, "Loss/D/", call, values)
         parameters = dict(self.discriminators.named_parameters())
@@ -160,14 +171,14 @@ class Stage:
         pyramid = {self.side >> (i + 1): F.avg_pool2d(image, 2 ** (i + 1)) for i in range(count)}
         targets = {side: resize_images(self.target, self.interpolation, size=side) for side in pyramid}
         with torch.no_grad():
-            real = self.discriminators(target) if self.objective.needs("real", self.at) else None
+            real = self.judge(target) if self.objective.needs("real", self.at) else None
         return LossInputs(
             target=target,
             reconstruction=image,
             pyramid=pyramid,
             pyramid_targets={side: unit_to_signed(small) for side, small in targets.items()},
             latent=SimpleNamespace(posterior=DiagonalGaussian(stub.leaves["KP"]), vf_loss=stub.vf_loss),
-            fake=self.discriminators(image),
+            fake=self.judge(image),
             real=real,
         )
 
@@ -249,13 +260,16 @@ def _terms(kwargs: dict[str, Any], side: int) -> dict[str, Any]:
     """The enabled terms of the reference's `loss_kwargs`."""
     drafts: dict[str, dict[str, Any]] = {}
     for name, value in kwargs.items():
-        entry = KEYS[f"loss_kwargs.{name}"]
+        entry = KEYS.get(f"loss_kwargs.{name}")
         if isinstance(entry, Key) and entry.own.startswith("losses."):
             _, term, leaf = entry.own.split(".")
             drafts.setdefault(term, {})[leaf] = value
     indices, weights = kwargs["multiscale_block_indices"], kwargs["multiscale_pixel_loss_weights"]
     drafts["multiscale_pixel"]["weights"] = {side >> (i + 1): w for i, w in zip(indices, weights, strict=True)}
-    built = {name: LOSSES[name].config(**values) for name, values in drafts.items()}
+    idle = {*TERMS_OF_THE_OTHER_MODE[kwargs["compression_mode"]]}
+    if not kwargs["patchgan_discriminator_loss_weight"]:
+        idle.add("feature_matching")
+    built = {name: LOSSES[name].config(**values) for name, values in drafts.items() if name not in idle}
     return {name: term for name, term in built.items() if term.enabled}
 
 
