@@ -53,6 +53,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def local_world_size() -> int:
+    """Number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def pick_device(choice: str = "auto") -> torch.device:
     """`auto` (a GPU when there is one), `cpu` or `cuda`; the GPU is the one of this local rank.
 
@@ -104,6 +109,12 @@ def all_gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def raise_together(error: UserError | None) -> None:
+    """Wait for all processes; if any of them has met an error, raise the first one (in order of rank) on all."""
+    if met := [found for found in all_gather_objects(error) if found is not None]:
+        raise met[0]
 
 
 def on_rank_0(work: Callable[[], Value]) -> Value:

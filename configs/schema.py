@@ -33,6 +33,7 @@ from common.errors import ConfigError
 from common.registry import closest
 from configs.reference import is_reference_layout, translate
 from data.config import DataConfig
+from data.locations import is_remote
 from losses import LOSSES
 from networks.config import (
     EQUIVARIANCE_SCALES,
@@ -361,7 +362,8 @@ def missing_paths(values: Mapping[str, Any]) -> list[Problem]:
     problems = []
     for key in PATH_KEYS:
         value = _value_at(values, key)
-        if isinstance(value, str) and "://" not in value and not Path(value).expanduser().exists():
+        named = key == "data.path" and isinstance(value, str) and (is_remote(value) or "{" in value)
+        if isinstance(value, str) and not named and not Path(value).expanduser().exists():
             remedy = _REMEDIES.get(key, "")
             problems.append(Problem(key, f"found {value!r}, which does not exist{_nearest_path(value)}.{remedy}"))
     name = _value_at(values, "encoder.vfm_name")
@@ -412,8 +414,6 @@ NOT_BUILT: tuple[Relation, ...] = (
     _option_is_built("discriminator.use_stylegan_t_discriminator", "the StyleGAN-T discriminator", bool),
     _option_is_built("discriminator.use_patchgan_discriminator", "the PatchGAN discriminator", bool),
     _option_is_built("training.precision", "fp16 with loss scaling", lambda precision: precision == "fp16"),
-    _option_is_built("data.label_type", "training on captions", lambda kind: kind == "text"),
-    _option_is_built("data.path", "reading shards from a URL", lambda path: "://" in path),
     _option_is_built("logging.tensorboard", "the TensorBoard back-end", bool),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from common.config import StrictModel
 
@@ -13,7 +13,10 @@ class DataConfig(StrictModel):
     """Where images come from, in which order, and how they are prepared."""
 
     source: Literal["webdataset", "folder", "zip"] = Field("webdataset", description="Kind of data set at `path`.")
-    path: str = Field(description="Folder that holds *.tar shards (searched recursively), image folder, or .zip file.")
+    path: str = Field(
+        description="Folder that holds *.tar shards (searched recursively), URL or pattern of shards, image folder, "
+        "or .zip file."
+    )
     resolution: PositiveInt = Field(256, description="Side of the training images in pixels.")
     label_type: Literal["none", "cls2text", "cls2id", "text"] = Field(
         "none", description="Labels of the batches: none, class texts, class indices, captions."
@@ -36,8 +39,16 @@ class DataConfig(StrictModel):
     max_size: PositiveInt | None = Field(None, description="Use a random subset of so many images (folder, zip).")
     xflip: bool = Field(False, description="Also list every image mirrored (folder, zip).")
     index_dir: str | None = Field(
-        None, description="Where shard indices are cached; null: `.shard_index` beside the shards."
+        None, description="Where shard indices are cached; null: `.shard_index` beside the shards, or `cache_dir`."
     )
+    cache_dir: str | None = Field(
+        None, description="Where remote shards are kept, on a disk of each machine; null: the user's cache folder."
+    )
+    cache_max_gb: PositiveFloat = Field(
+        200, description="Size of that cache per machine; the least recently used shards make room."
+    )
+    download_attempts: PositiveInt = Field(6, description="Tries before a remote shard counts as missing.")
+    download_timeout_s: PositiveFloat = Field(30, description="Seconds of silence after which a try has failed.")
 
     def unused_option(self) -> str | None:
         """Name of an option that this kind of source does not have, although it is set."""

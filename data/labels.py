@@ -1,14 +1,38 @@
-"""Labels of a batch: class indices, and the texts that a JSON map gives them."""
+"""Labels of a batch: class indices and the texts that a JSON map gives them, or captions."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from common.errors import DataError, NotBuiltError
+from common.errors import DataError
 from data.config import DataConfig
 from data.skips import BadSample
+
+LabelKind = Literal["class", "caption"]
+LABEL_EXTENSIONS: dict[LabelKind, str] = {"class": "cls", "caption": "txt"}
+"""The member of a sample in a shard that holds its label."""
+
+WITHOUT_LABEL: dict[LabelKind, str] = {"class": "no label", "caption": "no caption"}
+"""How a sample is reported that has none."""
+
+
+def label_kind(config: DataConfig) -> LabelKind | None:
+    """What has to be read beside the images."""
+    if config.label_type == "none":
+        return None
+    return "caption" if config.label_type == "text" else "class"
+
+
+def parse_label(kind: LabelKind, content: bytes) -> int | str:
+    """What a label file says. Raises: BadSample."""
+    try:
+        return int(content) if kind == "class" else content.decode("utf-8").strip()
+    except ValueError as error:
+        expected = "a class index" if kind == "class" else "a text in UTF-8"
+        raise BadSample("bad label", f"found {content[:20]!r}, expected {expected}") from error
 
 
 @dataclass(frozen=True)
@@ -34,17 +58,25 @@ class ClassLabels:
         return str(label) if self.texts is None else self.texts[label]
 
 
-def build_labels(config: DataConfig) -> ClassLabels | None:
+@dataclass(frozen=True)
+class Captions:
+    """The batches carry a text for every image."""
+
+    def check(self, label: str) -> None:
+        """Raise BadSample if the text is empty."""
+        if not label:
+            raise BadSample("no caption", "the text is empty")
+
+
+def build_labels(config: DataConfig) -> ClassLabels | Captions | None:
     """The labels that a config asks for; None for `label_type: none`.
 
-    Raises: NotBuiltError for captions (`label_type: text`); DataError if the map of texts cannot be read.
+    Raises: DataError if the map of class texts cannot be read.
     """
     if config.label_type == "none":
         return None
     if config.label_type == "text":
-        raise NotBuiltError(
-            "data.label_type: found text. Captions (text-to-image data) are not built; use cls2text, cls2id or none."
-        )
+        return Captions()
     texts = None if config.cls_to_text_path is None else read_class_texts(config.cls_to_text_path)
     return ClassLabels(with_texts=config.label_type == "cls2text", texts=texts)
 

@@ -59,10 +59,20 @@ class SampleOrder:
     def sample_at(self, position: int) -> int:
         """Index of the sample at a position (0, 1, ... without end)."""
         assert len(self) > 0 and position >= 0
+        number, window, within = self._place(position)
+        return int(self._window(number, window)[within - self._epoch(number).window_starts[window]])
+
+    def shards_ahead(self, position: int) -> list[int]:
+        """Numbers of the shards whose samples stand in the window of a position and in the window after it."""
+        number, window, _ = self._place(position)
+        following = (number, window + 1) if window + 2 < len(self._epoch(number).window_starts) else (number + 1, 0)
+        ahead = [*self._shards_of(number, window), *self._shards_of(*following)]
+        return list(dict.fromkeys(int(shard) for shard in ahead))
+
+    def _place(self, position: int) -> tuple[int, int, int]:
+        """(epoch, window of the epoch, position within the epoch)."""
         number, within = divmod(int(position), len(self))
-        starts = self._epoch(number).window_starts
-        window = int(np.searchsorted(starts, within, side="right")) - 1
-        return int(self._window(number, window)[within - starts[window]])
+        return number, int(np.searchsorted(self._epoch(number).window_starts, within, side="right")) - 1, within
 
     def _make_epoch(self, number: int) -> _Epoch:
         shards = seeded_permutation(len(self._sizes), self.seed, "shard order", number)
@@ -71,12 +81,15 @@ class SampleOrder:
         return _Epoch(shards, np.concatenate([[0], np.unique(last_of_window)]))
 
     def _make_window(self, number: int, window: int) -> np.ndarray:
+        shards = self._shards_of(number, window)
+        samples = np.concatenate([np.arange(self._starts[s], self._starts[s + 1]) for s in shards])
+        return samples[seeded_permutation(len(samples), self.seed, "sample order", number, window)]
+
+    def _shards_of(self, number: int, window: int) -> np.ndarray:
         epoch = self._epoch(number)
         ends = np.cumsum(self._sizes[epoch.shards])
         first, last = epoch.window_starts[window], epoch.window_starts[window + 1]
-        members = epoch.shards[(ends > first) & (ends <= last)]
-        samples = np.concatenate([np.arange(self._starts[s], self._starts[s + 1]) for s in members])
-        return samples[seeded_permutation(len(samples), self.seed, "sample order", number, window)]
+        return epoch.shards[(ends > first) & (ends <= last)]
 
 
 def micro_batch_positions(

@@ -19,14 +19,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from common.distributed import all_gather_objects
 from common.errors import DataError
 from common.random import keyed_seed, python_generator
 from data.augment import training_transform
 from data.config import DataConfig
 from data.decode import decode_image
-from data.labels import ClassLabels, build_labels
+from data.labels import Captions, ClassLabels, build_labels
 from data.order import SampleOrder, micro_batch_positions
 from data.skips import BadSample, Skip, SkipCounter, count_by_kind_and_shard
 from data.sources import SampleSource, build_source
@@ -41,8 +42,8 @@ class Batch:
 
     Args:
         images: [b, 3, R, R] uint8.
-        labels: [b] int64 class indices, or None with `label_type: none`.
-        texts: class texts with `label_type: cls2text`, else None.
+        labels: [b] int64 class indices with `label_type: cls2id` or `cls2text`, else None.
+        texts: class texts with `label_type: cls2text`, captions with `text`, else None.
         keys: sample keys.
         positions: the positions that the samples stand at.
         skips: bad samples whose places were taken by substitutes.
@@ -67,7 +68,7 @@ class Batch:
 class _Sample:
     pixels: np.ndarray
     key: str
-    label: int | None
+    label: int | str | None
     conversions: tuple[str, ...]
 
 
@@ -78,7 +79,7 @@ class MicroBatches(Dataset):
         self,
         source: SampleSource,
         order: SampleOrder,
-        labels: ClassLabels | None,
+        labels: ClassLabels | Captions | None,
         config: DataConfig,
         seed: int,
         size: int,
@@ -88,11 +89,13 @@ class MicroBatches(Dataset):
         self._labels = labels
         self._seed = seed
         self._size = size
+        self._announced: list[int] = []
         self._transform = training_transform(config.resolution, config.data_augmentation, config.color_augmentation)
 
     def __getitem__(self, start: int) -> Batch | DataError:
         """The micro-batch that starts at a position; an error is returned, for the main process to raise."""
         positions = range(start, start + self._size)
+        self._announce(start)
         skips: list[Skip] = []
         try:
             samples = [self._load_or_substitute(position, skips) for position in positions]
@@ -102,12 +105,26 @@ class MicroBatches(Dataset):
         # [b, R, R, 3] -> [b, 3, R, R]
         images = np.ascontiguousarray(np.stack([sample.pixels for sample in samples]).transpose(0, 3, 1, 2))
         labels = texts = None
-        if self._labels is not None:
+        if isinstance(self._labels, Captions):
+            texts = [str(sample.label) for sample in samples]
+        elif self._labels is not None:
             indices = [int(sample.label) for sample in samples]
             labels = torch.tensor(indices, dtype=torch.int64)
             texts = [self._labels.text(index) for index in indices] if self._labels.with_texts else None
         keys = [sample.key for sample in samples]
         return Batch(torch.from_numpy(images), labels, texts, keys, positions, skips, dict(conversions))
+
+    def _announce(self, position: int) -> None:
+        """Let the source fetch the shards of this window of the order and the next.
+
+        In loader processes only: the training process is forked, and a thread would not survive that.
+        """
+        if get_worker_info() is None:
+            return
+        shards = self._order.shards_ahead(position)
+        if shards != self._announced:
+            self._announced = shards
+            self._source.will_need(shards)
 
     def _load_or_substitute(self, position: int, skips: list[Skip]) -> _Sample:
         index = self._order.sample_at(position)
@@ -145,7 +162,7 @@ class TrainingData:
         pin_memory: hand out batches in page-locked memory (for copies to a GPU).
 
     In a distributed run every rank must build it (the index of shards is shared).
-    Raises: DataError if there is nothing to read; NotBuiltError for what is not built (URLs, captions).
+    Raises: DataError if there is nothing to read; NotBuiltError for labels that are vectors.
     """
 
     def __init__(
@@ -172,6 +189,7 @@ class TrainingData:
         self.order = SampleOrder(self.source.shard_sizes, config.shuffle_window_shards, seed)
         self.skips = SkipCounter(config.max_skip_fraction, self.source.report.problems)
         self.dataset = MicroBatches(self.source, self.order, labels, config, seed, micro_batch)
+        self._require_same_data_on_all_ranks()
 
     def __len__(self) -> int:
         """Number of samples N."""
@@ -186,8 +204,8 @@ class TrainingData:
         """This rank's micro-batches from a global step on, `accumulate` per step, without end.
 
         Closing the iterator (or dropping it) ends its worker processes.
-        Raises: DataError when too large a share of the samples is bad, when no substitute is found, or when a worker
-            process died.
+        Raises: DataError when no substitute is found, or when a worker process died. Whether too large a share of the
+            samples is bad is for `skips` to say, with the counts of all ranks.
         """
         workers = self.config.workers
         loader = DataLoader(
@@ -208,7 +226,6 @@ class TrainingData:
                 if isinstance(batch, DataError):
                     raise batch
                 self.skips.add(len(batch.positions), batch.skips, batch.conversions)
-                self.skips.check()
                 yield batch
         finally:
             del batches  # ends the workers now, also while a traceback keeps this frame
@@ -217,6 +234,17 @@ class TrainingData:
         """SHA-256 over shard names and sizes: two equal ones have the same sample at every position."""
         content = json.dumps([list(self.source.shard_names), [int(size) for size in self.source.shard_sizes]])
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def _require_same_data_on_all_ranks(self) -> None:
+        """Machines that found different shards would train on batches that nobody asked for."""
+        found = all_gather_objects((self.fingerprint(), len(self), len(self.source.shard_names)))
+        other = next((rank for rank, facts in enumerate(found) if facts != found[0]), None)
+        if other is not None:
+            raise DataError(
+                f"data.path: rank 0 found {found[0][1]:,} samples in {found[0][2]:,} shards, rank {other} "
+                f"{found[other][1]:,} in {found[other][2]:,}, or the same numbers differently shared out. Give all "
+                "machines the same shards; with remote shards, also delete the indices of data.cache_dir."
+            )
 
     def preview(self, count: int) -> Tensor:
         """The first `count` samples of the order, centre-cropped, [n, 3, R, R] uint8: the same in every call.

@@ -13,10 +13,10 @@ import os
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
@@ -70,20 +70,29 @@ def shard_root(path: Path) -> Path:
 
 
 def scan_shard(root: Path, shard: str) -> ShardIndex:
-    """Read the headers of a plain tar file.
-
-    Samples that are whole are kept whatever else is wrong. Problems are of the kinds "missing shard", "unreadable
-    shard", "empty shard", "truncated shard" (with the key of the sample that was cut, if one was) and "duplicate
-    key" (a key that comes again with an extension that it already has; the first one wins).
-    """
-    path = root / shard
+    """Read the headers of the shard of that name below `root`: `scan_file`, or the problem "missing shard"."""
     try:
-        if path.stat().st_size == 0:
-            return ShardIndex(shard, {}, (Skip("empty shard", shard),))
-        with tarfile.open(path, "r:") as tar:
-            return _scan_members(tar, shard, path.stat().st_size)
+        with open(root / shard, "rb") as file:
+            return scan_file(file, shard)
     except FileNotFoundError:
         return ShardIndex(shard, {}, (Skip("missing shard", shard),))
+    except OSError as error:
+        return ShardIndex(shard, {}, (Skip("unreadable shard", shard, detail=str(error)),))
+
+
+def scan_file(file: BinaryIO, shard: str) -> ShardIndex:
+    """Read the headers of a plain tar file, which is called `shard`.
+
+    Samples that are whole are kept whatever else is wrong. Problems are of the kinds "unreadable shard", "empty shard",
+    "truncated shard" (with the key of the sample that was cut, if one was) and "duplicate key" (a key that comes again
+    with an extension that it already has; the first one wins).
+    """
+    try:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            return ShardIndex(shard, {}, (Skip("empty shard", shard),))
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            return _scan_members(tar, shard, size)
     except (OSError, tarfile.TarError) as error:
         return ShardIndex(shard, {}, (Skip("unreadable shard", shard, detail=str(error)),))
 
@@ -141,15 +150,18 @@ def _damage_at_end(tar: tarfile.TarFile) -> str:
 # --- the cache -----------------------------------------------------------------------------------------------
 
 
-def index_shards(path: Path, index_dir: str | None = None) -> Iterator[ShardIndex]:
+def index_shards(path: Path, index_dir: str | None = None, shards: Sequence[str] | None = None) -> Iterator[ShardIndex]:
     """The indices of all shards at `path`, in order of name, one at a time.
 
     Every rank must call it: rank r scans every world_size-th shard that has no valid index, all wait, then all
     read all.
+
+    Args:
+        shards: their names relative to the folder `path`; None: what `list_shards` finds.
     """
     from common import distributed  # imports torch, which scanning one shard does without
 
-    root, shards = shard_root(path), list_shards(path)
+    root, shards = shard_root(path), list_shards(path) if shards is None else shards
     folders = _index_folders(root, index_dir)
     rank, world_size = distributed.rank(), distributed.world_size()
     scanned: dict[str, ShardIndex] = {}
@@ -169,12 +181,30 @@ def index_shards(path: Path, index_dir: str | None = None) -> Iterator[ShardInde
 def _index_folders(root: Path, index_dir: str | None) -> list[Path]:
     """Where an index may be, the preferred place first."""
     name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     return [
         Path(index_dir) if index_dir else root / ".shard_index",
-        user_cache / "vfm-vae" / "shard_index" / name,
+        user_cache() / "shard_index" / name,
         Path(tempfile.gettempdir()) / f"vfm-vae-{os.getuid()}" / "shard_index" / name,
     ]
+
+
+def user_cache() -> Path:
+    """The folder for what this project may keep in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "vfm-vae"
+
+
+def index_values(index: ShardIndex) -> dict[str, Any]:
+    """What an index says about a shard, as JSON values."""
+    return {"samples": index.samples, "problems": [asdict(problem) for problem in index.problems]}
+
+
+def index_from_values(shard: str, content: Mapping[str, Any]) -> ShardIndex:
+    """The index that `index_values` wrote. Raises: KeyError, TypeError or AttributeError for anything else."""
+    samples = {
+        key: {extension: Extent(*extent) for extension, extent in extents.items()}
+        for key, extents in content["samples"].items()
+    }
+    return ShardIndex(shard, samples, tuple(Skip(**problem) for problem in content["problems"]))
 
 
 def _fingerprint(path: Path) -> dict[str, int]:
@@ -188,8 +218,7 @@ def _store_index(folders: list[Path], root: Path, index: ShardIndex) -> bool:
         fingerprint = _fingerprint(root / index.shard)
     except OSError:
         return False
-    problems = [asdict(problem) for problem in index.problems]
-    text = json.dumps(fingerprint | {"samples": index.samples, "problems": problems}, ensure_ascii=False)
+    text = json.dumps(fingerprint | index_values(index), ensure_ascii=False)
     for folder in folders:
         try:
             write_text_atomically(folder / f"{index.shard}.json", text)
@@ -206,11 +235,7 @@ def _load_index(folders: list[Path], root: Path, shard: str) -> ShardIndex | Non
             content = json.loads((folder / f"{shard}.json").read_text(encoding="utf-8"))
             if not _fingerprint(root / shard).items() <= content.items():
                 continue
-            samples = {
-                key: {extension: Extent(*extent) for extension, extent in extents.items()}
-                for key, extents in content["samples"].items()
-            }
-            return ShardIndex(shard, samples, tuple(Skip(**problem) for problem in content["problems"]))
+            return index_from_values(shard, content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return None

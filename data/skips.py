@@ -93,9 +93,16 @@ class SkipCounter:
             totals[shard] += count
         return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
 
+    def exceeded(self, seen: int, skipped: int) -> bool:
+        """Whether too large a share of the samples is bad; the numbers are those of all ranks together."""
+        return seen >= MIN_SAMPLES and skipped > self.max_fraction * seen
+
     def check(self) -> None:
-        """Raise DataError that names the worst shards if too large a share of the samples was bad."""
-        if self.seen < MIN_SAMPLES or self.skipped <= self.max_fraction * self.seen:
+        """Raise DataError that names the worst shards if too large a share of the samples was bad.
+
+        For one rank's counts, or for those of all: `gather().check()`.
+        """
+        if not self.exceeded(self.seen, self.skipped):
             return
         worst = ", ".join(f"{shard} ({count})" for shard, count in list(self.by_shard().items())[:5])
         kinds = ", ".join(f"{kind} ({count})" for kind, count in self.by_kind().items())

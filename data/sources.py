@@ -11,7 +11,6 @@ import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,23 +21,21 @@ from common.errors import DataError, NotBuiltError
 from common.random import numpy_generator
 from common.registry import Registry, import_object
 from data.config import DataConfig
-from data.decode import IMAGE_EXTENSIONS
 from data.keys import read_key_list
+from data.labels import WITHOUT_LABEL, LabelKind, label_kind
 from data.listing import list_files
-from data.shards import Extent, ShardIndex, index_shards, shard_root
 from data.skips import BadSample, Skip
 
 SOURCES = Registry(
     "data source",
     {
-        "webdataset": "data.sources:WebDatasetSource",
-        "folder": "data.sources:ImageFolderSource",
-        "zip": "data.sources:ZipSource",
+        "webdataset": "data.shard_sources:open_shards",
+        "folder": "data.sources:open_folder",
+        "zip": "data.sources:open_zip",
     },
 )
 
 LABEL_FILE = "dataset.json"
-_OPEN_SHARDS = 32
 
 
 @dataclass(frozen=True)
@@ -49,14 +46,14 @@ class RawSample:
         key: its name in the data set.
         shard: the shard (or folder, or zip file) that holds it.
         image: the bytes of the image file.
-        label: class index, or None when labels were not asked for.
+        label: class index or caption, or None when labels were not asked for.
         mirrored: the image counts as its mirror image (`xflip`).
     """
 
     key: str
     shard: str
     image: bytes
-    label: int | None
+    label: int | str | None
     mirrored: bool = False
 
 
@@ -81,8 +78,8 @@ class SampleSource(ABC):
     """Numbered samples, shard after shard.
 
     Args of every source:
-        path: where the data set is.
-        with_labels: read class labels; a sample without one is then left out and reported ("no label").
+        labels: read class indices or captions; a sample without one is then left out and reported ("no label" or
+            "no caption").
         keep: keys to keep, or None for all.
     """
 
@@ -106,12 +103,15 @@ class SampleSource(ABC):
         """Bytes of the image file, or its first `limit` bytes. Raises: BadSample."""
 
     @abstractmethod
-    def label(self, index: int) -> int | None:
-        """Class index; None if the source was opened without labels. Raises: BadSample."""
+    def label(self, index: int) -> int | str | None:
+        """Class index or caption; None if the source was opened without labels. Raises: BadSample."""
 
     def mirrored(self, index: int) -> bool:
         """Whether the sample stands for its mirror image."""
         return False
+
+    def will_need(self, shards: Sequence[int]) -> None:  # noqa: B027 (most sources have nothing to prepare)
+        """Announce the numbers of the shards that are read next; remote ones are fetched ahead."""
 
     def read(self, index: int) -> RawSample:
         """Read a sample. Raises: BadSample."""
@@ -124,29 +124,14 @@ def build_source(config: DataConfig, seed: int) -> SampleSource:
 
     In a distributed run every rank must call it (the index of shards is shared).
 
-    Raises: NotBuiltError for a URL; DataError if the path is missing or no sample is left; UserError for an unknown
-        kind of source.
+    Raises: DataError if the path is missing or no sample is left; UserError for an unknown kind of source.
     """
-    if "://" in config.path or config.path.startswith("pipe:"):
-        raise NotBuiltError(
-            f"data.path: found {config.path!r}. Remote data is not built; copy it to a local folder and name that."
-        )
     if option := config.unused_option():
         raise DataError(f"data.{option}: works with data.source folder and zip only, found {config.source}.")
-    path = Path(config.path).expanduser()
-    if not path.exists():
-        raise DataError(f"data.path: {path} does not exist.")
     keep = None if config.filter_keys_path is None else frozenset(read_key_list(config.filter_keys_path))
-    with_labels = config.label_type != "none"
-    source_class = import_object(SOURCES[config.source])
-    if config.source == "webdataset":
-        source = source_class(path, with_labels=with_labels, keep=keep, index_dir=config.index_dir)
-    else:
-        source = source_class(
-            path, with_labels=with_labels, keep=keep, max_size=config.max_size, xflip=config.xflip, seed=seed
-        )
+    source = import_object(SOURCES[config.source])(config, seed, keep)
     if len(source) == 0:
-        raise DataError(f"data.path: {path}: no sample is left. {_explain_empty(config, source.report)}")
+        raise DataError(f"data.path: {config.path}: no sample is left. {_explain_empty(config, source.report)}")
     return source
 
 
@@ -161,9 +146,6 @@ def _explain_empty(config: DataConfig, report: SourceReport) -> str:
         )
     expected = {"webdataset": "*.tar shards", "folder": "image files", "zip": "image files in the archive"}
     return f"Expected {expected[config.source]} (data.source is {config.source})."
-
-
-# --- WebDataset shards ---------------------------------------------------------------------------------------
 
 
 class PackedStrings(Sequence[str]):
@@ -181,138 +163,6 @@ class PackedStrings(Sequence[str]):
         return self._bytes[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogateescape")
 
 
-class _ShardFiles:
-    """Open shards, the least recently used ones closed. Reads by offset, so copies in forked processes are safe."""
-
-    def __init__(self, root: Path):
-        self._root = root
-        self._descriptors: OrderedDict[str, int] = OrderedDict()
-
-    def __reduce__(self):
-        return _ShardFiles, (self._root,)
-
-    def __del__(self):
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-
-    def read(self, shard: str, offset: int, size: int) -> bytes:
-        try:
-            content = os.pread(self._descriptor(shard), size, offset)
-        except FileNotFoundError as error:
-            raise BadSample("missing shard", str(error)) from error
-        except OSError as error:
-            raise BadSample("unreadable shard", str(error)) from error
-        if len(content) < size:
-            raise BadSample("truncated shard", "it is shorter than when it was indexed")
-        return content
-
-    def _descriptor(self, shard: str) -> int:
-        if shard in self._descriptors:
-            self._descriptors.move_to_end(shard)
-        else:
-            self._descriptors[shard] = os.open(self._root / shard, os.O_RDONLY)
-            if len(self._descriptors) > _OPEN_SHARDS:
-                os.close(self._descriptors.popitem(last=False)[1])
-        return self._descriptors[shard]
-
-
-class WebDatasetSource(SampleSource):
-    """WebDataset tar shards: `<key>.jpg|jpeg|png|webp`, and `<key>.cls` with the class index as text.
-
-    Args:
-        path: folder that is searched recursively for *.tar, or one such file.
-        index_dir: where shard indices are cached; None: beside the shards.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        with_labels: bool = False,
-        keep: frozenset[str] | None = None,
-        index_dir: str | None = None,
-    ):
-        self.report = SourceReport()
-        self.shard_names: list[str] = []
-        self._with_labels = with_labels
-        self._files = _ShardFiles(shard_root(path))
-        table = _SampleTable(with_labels, keep, self.report)
-        sizes = []
-        for index in index_shards(path, index_dir):
-            self.shard_names.append(index.shard)
-            sizes.append(table.add(index))
-        self.report.unmatched_keys = 0 if keep is None else len(keep - table.seen)
-        self.shard_sizes = np.array(sizes, dtype=np.int64)
-        self._shard_ends = np.cumsum(self.shard_sizes)
-        self._keys = PackedStrings(table.keys)
-        # [N, 2] offset and size of the image and of the label
-        self._images = np.array(table.images, dtype=np.int64).reshape(-1, 2)
-        self._labels = np.array(table.labels, dtype=np.int64).reshape(-1, 2)
-
-    def key(self, index: int) -> str:
-        return self._keys[index]
-
-    def shard(self, index: int) -> str:
-        return self.shard_names[int(np.searchsorted(self._shard_ends, index, side="right"))]
-
-    def read_image(self, index: int, limit: int | None = None) -> bytes:
-        offset, size = (int(number) for number in self._images[index])
-        return self._files.read(self.shard(index), offset, size if limit is None else min(size, limit))
-
-    def label(self, index: int) -> int | None:
-        if not self._with_labels:
-            return None
-        content = self._files.read(self.shard(index), *(int(number) for number in self._labels[index]))
-        try:
-            return int(content)
-        except ValueError as error:
-            raise BadSample("bad label", f"found {content[:20]!r}, expected a class index") from error
-
-
-class _SampleTable:
-    """Collects the usable samples of shard after shard."""
-
-    def __init__(self, with_labels: bool, keep: frozenset[str] | None, report: SourceReport):
-        self._with_labels = with_labels
-        self._keep = keep
-        self._report = report
-        self.seen: set[str] = set()
-        self.keys: list[str] = []
-        self.images: list[Extent] = []
-        self.labels: list[Extent] = []
-
-    def add(self, index: ShardIndex) -> int:
-        """Take over a shard; returns how many samples it gave."""
-        before = len(self.keys)
-        self._report.problems += index.problems
-        for key, extents in index.samples.items():
-            image = next((extents[extension] for extension in IMAGE_EXTENSIONS if extension in extents), None)
-            problem = self._problem(key, extents, image)
-            if problem:
-                self._report.problems.append(Skip(problem, index.shard, key))
-                continue
-            assert image is not None
-            self.seen.add(key)
-            self._report.listed += 1
-            if self._keep is not None and key not in self._keep:
-                self._report.filtered_out += 1
-                continue
-            self.keys.append(key)
-            self.images.append(image)
-            if self._with_labels:
-                self.labels.append(extents["cls"])
-        return len(self.keys) - before
-
-    def _problem(self, key: str, extents: dict[str, Extent], image: Extent | None) -> str | None:
-        if key in self.seen:
-            return "duplicate key"
-        if image is None:
-            return "no image"
-        if self._with_labels and "cls" not in extents:
-            return "no label"
-        return None
-
-
 # --- folders and zip files -----------------------------------------------------------------------------------
 
 
@@ -320,9 +170,10 @@ class _NamedImages(SampleSource):
     """Image files that have names; the whole data set counts as one shard.
 
     Keys are the files' relative names. Labels come from `dataset.json` at the root:
-    `{"labels": [[relative name, class index], ...]}`.
+    `{"labels": [[relative name, class index or caption], ...]}`.
 
     Args:
+        path: the folder or file.
         max_size: use a random subset of so many images, chosen by `seed`.
         xflip: list every image a second time, mirrored.
     """
@@ -331,7 +182,7 @@ class _NamedImages(SampleSource):
         self,
         path: Path,
         *,
-        with_labels: bool = False,
+        labels: LabelKind | None = None,
         keep: frozenset[str] | None = None,
         max_size: int | None = None,
         xflip: bool = False,
@@ -340,11 +191,13 @@ class _NamedImages(SampleSource):
         self._path = path
         self.shard_names = [path.name]
         names = self._list_names(_image_suffixes())
-        labels = self._read_labels() if with_labels else None
-        unlabelled = [] if labels is None else [name for name in names if name not in labels]
-        self.report = SourceReport(problems=[Skip("no label", path.name, name) for name in unlabelled])
-        if unlabelled:
-            names = [name for name in names if name in labels]
+        self.report = SourceReport()
+        label_of: dict[str, int | str] = {}
+        if labels is not None:
+            label_of = self._read_labels(labels)
+            unlabelled = [name for name in names if name not in label_of]
+            self.report.problems += [Skip(WITHOUT_LABEL[labels], path.name, name) for name in unlabelled]
+            names = [name for name in names if name in label_of]
         self.report.listed = len(names)
         if keep is not None:
             self.report.unmatched_keys = len(keep.difference(names))
@@ -354,7 +207,10 @@ class _NamedImages(SampleSource):
             chosen = numpy_generator(seed, "max_size").choice(len(names), max_size, replace=False)
             names = [names[i] for i in np.sort(chosen)]
         self._names = PackedStrings(names)
-        self._labels = None if labels is None else np.array([labels[name] for name in names], dtype=np.int64)
+        self._labels = None
+        if labels is not None:
+            values = [label_of[name] for name in names]
+            self._labels = PackedStrings(values) if labels == "caption" else np.array(values, dtype=np.int64)
         self.shard_sizes = np.array([len(names) * (2 if xflip else 1)], dtype=np.int64)
 
     def key(self, index: int) -> str:
@@ -366,8 +222,11 @@ class _NamedImages(SampleSource):
     def mirrored(self, index: int) -> bool:
         return index >= len(self._names)
 
-    def label(self, index: int) -> int | None:
-        return None if self._labels is None else int(self._labels[index % len(self._names)])
+    def label(self, index: int) -> int | str | None:
+        if self._labels is None:
+            return None
+        label = self._labels[index % len(self._names)]
+        return label if isinstance(label, str) else int(label)
 
     def read_image(self, index: int, limit: int | None = None) -> bytes:
         return self._read_file(self.key(index), limit)
@@ -380,7 +239,7 @@ class _NamedImages(SampleSource):
     def _read_file(self, name: str, limit: int | None = None) -> bytes:
         """Bytes of a file. Raises: BadSample."""
 
-    def _read_labels(self) -> dict[str, int]:
+    def _read_labels(self, kind: LabelKind) -> dict[str, int | str]:
         place = f"{self._path}: {LABEL_FILE}"
         try:
             content = json.loads(self._read_file(LABEL_FILE))
@@ -391,23 +250,42 @@ class _NamedImages(SampleSource):
             ) from error
         except ValueError as error:
             raise DataError(f"{place}: not valid JSON ({error}).") from error
-        return parse_labels(place, content)
+        return parse_labels(place, content, kind)
 
 
-def parse_labels(place: str, content: object) -> dict[str, int]:
-    """Relative name -> class index, from the content of a `dataset.json`.
+def parse_labels(place: str, content: object, kind: LabelKind = "class") -> dict[str, int | str]:
+    """Relative name -> class index or caption, from the content of a `dataset.json`.
 
-    Raises: DataError for another layout; NotBuiltError for labels that are texts or vectors.
+    Raises: DataError for another layout or kind of label; NotBuiltError for labels that are vectors.
     """
     pairs = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise DataError(f'{place}: expected {{"labels": [[relative name, class index], ...]}}.')
+        raise DataError(f'{place}: expected {{"labels": [[relative name, label], ...]}}.')
+    expected = int if kind == "class" else str
     for name, label in pairs:
-        if not isinstance(label, int) or isinstance(label, bool):
-            raise NotBuiltError(
-                f"{place}: {name}: found the label {label!r}. Only class indices are built, not texts or vectors."
-            )
+        if isinstance(label, list):
+            raise NotBuiltError(f"{place}: {name}: found the label {label!r}. Labels that are vectors are not built.")
+        if not isinstance(label, expected) or isinstance(label, bool):
+            wanted = "a class index" if kind == "class" else "a text (data.label_type is text)"
+            raise DataError(f"{place}: {name}: found the label {label!r}, expected {wanted}.")
     return {str(name): label for name, label in pairs}
+
+
+def open_folder(config: DataConfig, seed: int, keep: frozenset[str] | None) -> SampleSource:
+    """The source for `data.source: folder`."""
+    return _open_files(ImageFolderSource, config, seed, keep)
+
+
+def open_zip(config: DataConfig, seed: int, keep: frozenset[str] | None) -> SampleSource:
+    """The source for `data.source: zip`."""
+    return _open_files(ZipSource, config, seed, keep)
+
+
+def _open_files(kind: type[_NamedImages], config: DataConfig, seed: int, keep: frozenset[str] | None) -> SampleSource:
+    path = Path(config.path).expanduser()
+    if not path.exists():
+        raise DataError(f"data.path: {path} does not exist.")
+    return kind(path, labels=label_kind(config), keep=keep, max_size=config.max_size, xflip=config.xflip, seed=seed)
 
 
 class ImageFolderSource(_NamedImages):

@@ -14,10 +14,11 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from common.distributed import all_gather, all_gather_objects, all_reduce, barrier, on_rank_0, rank
+from common.distributed import all_gather, all_reduce, barrier, on_rank_0, raise_together, rank
 from common.errors import CheckpointError, UserError
 from common.files import write_text_atomically
 from data.pipeline import Batch, TrainingData
+from data.skips import SkipCounter
 from evaluation.cost import peak_memory_gb
 from networks.checkpoint import origin_of
 from networks.checkpoint.origin import Origin
@@ -217,7 +218,8 @@ class Trainer:
     def _fetch(self, batches: Iterator[Batch]) -> tuple[list[Batch], bool]:
         """The micro-batches of a step, and whether any rank was asked to stop.
 
-        Raises: the error of the first rank that has no batch, on every rank.
+        Raises: on every rank, the error of the first rank that has no batch, or DataError if too large a share of the
+            samples that all ranks have read was bad.
         """
         waiting, micro_batches, error = time.monotonic(), [], None
         try:
@@ -225,10 +227,13 @@ class Trainer:
         except UserError as caught:
             error = caught
         self._data_seconds += time.monotonic() - waiting
-        flags = torch.tensor([float(error is not None), float(self.stop.requested)], device=self.device)
-        failed, stop = all_reduce(flags, "max").tolist()
+        skips = self.data.skips
+        counts = [error is not None, self.stop.requested, skips.seen, skips.skipped]
+        failed, stop, seen, skipped = all_reduce(torch.tensor(counts, dtype=torch.float64, device=self.device)).tolist()
         if failed:
-            raise next(found for found in all_gather_objects(error) if found is not None)
+            raise_together(error)
+        if skips.exceeded(seen, skipped):
+            skips.gather().check()
         return micro_batches, bool(stop)
 
     def _train_phase(self, phase: Phase, micro_batches: list[Batch]) -> bool:
@@ -392,8 +397,7 @@ class Trainer:
         self.origin = Origin.from_json(state.get("derived_from"))
         self.means.load_state_dict(state["means"])
         self.guard.load_state_dict(state["guard"])
-        if rank() == 0:
-            self.data.skips.load_state_dict(state["skips"])
+        self.data.skips.load_state_dict(state["skips"] if rank() == 0 else SkipCounter(0).state_dict())
 
     def _progress_bar(self) -> tqdm:
         return tqdm(

@@ -211,10 +211,14 @@ NOT_BUILT_YET = {
     "decoder.use_convnext": "false",
     "discriminator.use_patchgan_discriminator": "true",
     "training.precision": "fp16",
-    "data.label_type": "text",
-    "data.path": "https://host/shards",
     "logging.tensorboard": "true",
 }
+
+
+@pytest.mark.parametrize("path", ["https://host/{0..3}.tar", "pipe:cat a.tar", "no/such/folder/{0..3}.tar"])
+def test_shards_that_are_named_are_not_looked_for_before_the_run(path):
+    lines = report_of(STAGE_0, [f"data.path={path}"], require_runnable=True)
+    assert not has(lines, "data.path: ")
 
 
 def test_every_option_that_is_not_built_is_listed_by_name():

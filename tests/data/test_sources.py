@@ -21,12 +21,12 @@ def open_source(path: Path, source: str = "webdataset", seed: int = 0, **options
     return build_source(DataConfig(source=source, path=str(path), **options), seed)
 
 
-def read_all(source) -> dict[str, tuple[str, bytes, int | None]]:
+def read_all(source) -> dict[str, tuple[str, bytes, int | str | None]]:
     samples = [source.read(index) for index in range(len(source))]
     return {raw.key: (raw.shard, raw.image, raw.label) for raw in samples}
 
 
-def image_files(folder: Path, names: list[str], labels: dict[str, int] | None = None) -> None:
+def image_files(folder: Path, names: list[str], labels: dict[str, int | str] | None = None) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(encoded(pixels_of(name)))
@@ -111,7 +111,7 @@ def test_bad_label_and_vanished_shard_are_bad_samples(tmp_path):
 
 
 def test_more_shards_than_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.sources._OPEN_SHARDS", 2)
+    monkeypatch.setattr("data.shard_sources._OPEN_SHARDS", 2)
     keys = write_shards(tmp_path, [1] * 5)
     source = open_source(tmp_path)
     assert list(read_all(source)) == keys == list(read_all(source))
@@ -131,7 +131,7 @@ NAMES = ["b/2.PNG", "a.png", "b/1.png", "c/x.bmp"]
 def files(request, tmp_path):
     """(kind, function from labels to the path of a data set with NAMES)."""
 
-    def make(labels: dict[str, int] | None = None) -> Path:
+    def make(labels: dict[str, int | str] | None = None) -> Path:
         image_files(tmp_path / "files", NAMES, labels)
         (tmp_path / "files" / "notes.txt").write_text("not an image")
         (tmp_path / "files" / ".hidden.png").write_bytes(b"")
@@ -180,12 +180,34 @@ def test_files_can_be_filtered_by_key(files, tmp_path):
     assert list(read_all(source)) == ["a.png", "b/1.png"] and source.report.filtered_out == 2
 
 
-@pytest.mark.parametrize("label", ['"a cat"', "[0.5, 0.5]", "1.5", "true"])
-def test_text_and_vector_labels_are_refused_by_name(tmp_path, label):
+@pytest.mark.parametrize(
+    ("label", "label_type", "expected"),
+    [
+        ('"a cat"', "cls2id", "a class index"),
+        ("1.5", "cls2id", "a class index"),
+        ("true", "cls2id", "a class index"),
+        ("7", "text", "a text"),
+    ],
+)
+def test_labels_of_another_kind_are_refused_by_name(tmp_path, label, label_type, expected):
     image_files(tmp_path, ["a.png"])
     (tmp_path / "dataset.json").write_text(f'{{"labels": [["a.png", {label}]]}}')
-    with pytest.raises(NotBuiltError, match=r"dataset\.json: a\.png: found the label .* Only class indices are built"):
+    with pytest.raises(DataError, match=rf"dataset\.json: a\.png: found the label .*, expected {expected}"):
+        open_source(tmp_path, "folder", label_type=label_type)
+
+
+def test_labels_that_are_vectors_are_not_built(tmp_path):
+    image_files(tmp_path, ["a.png"])
+    (tmp_path / "dataset.json").write_text('{"labels": [["a.png", [0.5, 0.5]]]}')
+    with pytest.raises(NotBuiltError, match=r"dataset\.json: a\.png: .* vectors are not built"):
         open_source(tmp_path, "folder", label_type="cls2id")
+
+
+def test_files_have_captions(files):
+    kind, make = files
+    source = open_source(make({"a.png": "a dog", "b/1.png": "größer"}), kind, label_type="text")
+    assert {key: label for key, (_, _, label) in read_all(source).items()} == {"a.png": "a dog", "b/1.png": "größer"}
+    assert {(p.kind, p.key) for p in source.report.problems} == {("no caption", "b/2.PNG"), ("no caption", "c/x.bmp")}
 
 
 @pytest.mark.parametrize(
@@ -216,12 +238,6 @@ def test_damaged_zip_member_is_a_bad_sample(tmp_path):
 
 def test_every_source_is_a_name_in_the_config():
     assert list(SOURCES) == list(DataConfig.model_fields["source"].annotation.__args__)
-
-
-@pytest.mark.parametrize("path", ["https://host/a.tar", "s3://bucket/x", "pipe:cat a.tar"])
-def test_url_is_refused_by_name(path):
-    with pytest.raises(NotBuiltError, match="Remote data is not built"):
-        build_source(DataConfig(path=path), 0)
 
 
 def test_missing_path_is_named(tmp_path):
