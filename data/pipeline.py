@@ -46,7 +46,7 @@ class Batch:
         texts: class texts with `label_type: cls2text`, captions with `text`, else None.
         keys: sample keys.
         positions: the positions that the samples stand at.
-        skips: bad samples whose places were taken by substitutes.
+        skips: bad samples whose places were taken by substitutes, one for each such place.
         conversions: kind -> number of images that were converted to RGB.
     """
 
@@ -127,16 +127,22 @@ class MicroBatches(Dataset):
             self._source.will_need(shards)
 
     def _load_or_substitute(self, position: int, skips: list[Skip]) -> _Sample:
+        """The sample of a position. If it is bad, that is one skip, whatever becomes of its substitutes: those have
+        positions of their own, where they count."""
         index = self._order.sample_at(position)
+        tried: list[Skip] = []
         for attempt in range(SUBSTITUTE_ATTEMPTS):
             try:
-                return self._load(index, position)
+                sample = self._load(index, position)
             except BadSample as bad:
-                skips.append(Skip(bad.kind, self._source.shard(index), self._source.key(index), bad.detail))
+                tried.append(Skip(bad.kind, self._source.shard(index), self._source.key(index), bad.detail))
+            else:
+                skips += tried[:1]
+                return sample
             index = keyed_seed(self._seed, "substitute", position, attempt) % len(self._source)
-        tried = "; ".join(str(skip) for skip in skips[-3:])
+        shown = "; ".join(str(skip) for skip in tried[-3:])
         raise DataError(
-            f"Position {position}: none of {SUBSTITUTE_ATTEMPTS} samples in a row could be used. The last: {tried}. "
+            f"Position {position}: none of {SUBSTITUTE_ATTEMPTS} samples in a row could be used. The last: {shown}. "
             "Most of the data set seems damaged; check data.path."
         )
 

@@ -181,7 +181,7 @@ def test_wrong_counts_are_bad_samples(tmp_path, server):
     write_counts(tmp_path, [3, 5])
     data = open_data(**options(server, tmp_path, "{00..01}.tar"), global_batch=8)
     (batch,) = take(data, 1)
-    assert data.skips.by_shard() == {"01.tar": len(batch.skips)} and set(data.skips.by_kind()) == {"miscounted shard"}
+    assert data.skips.by_shard() == {"01.tar": 2} and data.skips.by_kind() == {"miscounted shard": 2}
     assert "3 of 5 counted samples can be used" in batch.skips[0].detail
 
 
@@ -250,9 +250,7 @@ def test_a_counted_shard_that_is_missing_is_skipped_by_kind_and_shard(tmp_path, 
     server.always["02.tar"] = 500
     data = open_data(**options(server, tmp_path, workers=workers))
     batches = take(data, 4)
-    first = {batch_skip.shard for batch in batches for batch_skip in batch.skips}
-    assert first == {"02.tar"} and set(data.skips.by_kind()) == {"missing shard"}
-    assert data.skips.skipped >= 4  # its four positions; substitutes may come from it, too
+    assert data.skips.by_kind() == {"missing shard": 4} and data.skips.by_shard() == {"02.tar": 4}
     assert len(set(keys_of(batches))) == 12
     assert server.served.count("02.tar") == 3  # all samples of the shard share one answer
 
@@ -270,8 +268,8 @@ def test_a_shard_that_changed_since_it_was_indexed_is_bad(tmp_path, server):
     for path in (tmp_path / "cache" / "shards").rglob("01.tar"):
         path.unlink()
     write_tar(tmp_path / "shards" / "01.tar", [*sample("1_000", 5), *sample("1_001", 5)])
-    take(data, 2)
-    assert set(data.skips.by_kind()) == {"changed shard"} and set(data.skips.by_shard()) == {"01.tar"}
+    take(data, 1)
+    assert data.skips.by_kind() == {"changed shard": 2} and data.skips.by_shard() == {"01.tar": 2}
 
 
 def test_a_silent_command_and_one_that_fails_are_given_up(tmp_path):
