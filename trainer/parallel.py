@@ -18,18 +18,21 @@ class Distributed(DistributedDataParallel):
 
     def __init__(self, module: nn.Module):
         super().__init__(module, broadcast_buffers=False)
-        self._squares: list[Tensor] = []
+        self._norms: dict[int, Tensor] = {}
         self.register_comm_hook(None, self._measure_and_average)
 
     def _measure_and_average(self, state: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        self._squares.append(torch.linalg.vector_norm(bucket.buffer()).square())
+        norms = torch._foreach_norm(bucket.gradients())
+        self._norms.update(zip(map(id, bucket.parameters()), norms, strict=True))
         return allreduce_hook(None, bucket)
 
     def take_local_norm(self) -> Tensor:
         """Norm of this rank's gradient before the last mean over ranks, scalar."""
-        norm = torch.stack(self._squares).sum().sqrt()
-        self._squares.clear()
-        return norm
+        # In the order of the parameters: that of the buckets changes after the first step of a process, and with it
+        # the last bits of the sum, so that a resumed run would not log what an unbroken one does.
+        norms = [self._norms[id(p)] for p in self.module.parameters() if id(p) in self._norms]
+        self._norms.clear()
+        return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def distribute(module: nn.Module) -> nn.Module:
