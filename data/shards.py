@@ -26,6 +26,9 @@ from data.skips import Skip
 
 logger = logging.getLogger(__name__)
 
+SIZES_FILE = "sizes.json"
+"""File beside shards that says how many samples each holds, as WebDataset and its users write it."""
+
 INDEX_VERSION = 1
 TAR_BLOCK = 512
 PROGRESS_FROM_SHARDS = 16

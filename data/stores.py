@@ -23,6 +23,7 @@ from data.locations import PIPE, is_remote, names_shards, read_places, shard_nam
 from data.shard_cache import ShardCache
 from data.shards import (
     INDEX_VERSION,
+    SIZES_FILE,
     ShardIndex,
     index_from_values,
     index_shards,
@@ -36,8 +37,8 @@ from data.skips import BadSample, Skip
 
 logger = logging.getLogger(__name__)
 
-COUNT_FILES = ("sizes.json", "index.json")
-"""Files beside remote shards that say how many samples each holds, in the formats of WebDataset."""
+COUNT_FILES = (SIZES_FILE, "index.json")
+"""Files beside remote shards that say how many samples each holds; the second is what WebDataset's `wids` writes."""
 
 
 class ShardStore(Protocol):

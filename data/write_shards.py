@@ -23,7 +23,7 @@ from tqdm import tqdm
 from common.errors import DataError
 from common.files import write_atomically, write_json_atomically
 from data.decode import IMAGE_EXTENSIONS, decode_image
-from data.shards import list_shards, scan_shard, split_member_name
+from data.shards import SIZES_FILE, list_shards, scan_shard, split_member_name
 from data.skips import BadSample, Skip
 from data.sources import ImageFolderSource, parse_labels
 
@@ -80,6 +80,8 @@ def write_shards(
 ) -> WrittenShards:
     """Write samples to `output_dir/prefix-000000.tar` and so on, `shard_size` to each, and read them back.
 
+    `sizes.json` beside them says how many samples each holds, for those who read the shards from far away.
+
     Raises: DataError if the folder already holds shards, if two samples have the same key, or if what is read back
         is not what was written.
     """
@@ -88,6 +90,7 @@ def write_shards(
         raise DataError(f"{output_dir}: already holds .tar shards; empty it or choose another folder.")
     remaining = iter(samples)
     shards: list[Path] = []
+    sizes: dict[str, int] = {}
     keys: set[str] = set()
     while chunk := list(islice(remaining, shard_size)):
         for sample in chunk:
@@ -96,6 +99,8 @@ def write_shards(
         write_atomically(shard, lambda partial, chunk=chunk: _write_tar(partial, chunk))
         _verify(shard, chunk)
         shards.append(shard)
+        sizes[shard.name] = len(chunk)
+    write_json_atomically(output_dir / SIZES_FILE, sizes)
     return WrittenShards(shards, len(keys))
 
 

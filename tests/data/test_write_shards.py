@@ -55,6 +55,8 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
 def test_classes_are_the_sub_folders(photos, tmp_path):
     report = shards_from_folder(photos, tmp_path / "shards", shard_size=2)
     assert [shard.name for shard in report.written.shards] == [f"shard-00000{number}.tar" for number in range(3)]
+    sizes = json.loads((tmp_path / "shards" / "sizes.json").read_text())
+    assert sizes == {"shard-000000.tar": 2, "shard-000001.tar": 2, "shard-000002.tar": 1}
     found = read_all(tmp_path / "shards")
     assert {key: label for key, (_, label) in found.items()} == {
         "cat/1": 0,
