@@ -27,6 +27,7 @@ from common.errors import DataError, UserError
 from common.files import sha256_of, write_atomically, write_json_atomically
 from common.random import python_generator
 from common.registry import Registry
+from data.shards import SIZES_FILE
 from data.write_shards import NewSample, encode_image, write_shards
 
 INDEX_NAME = "photographs.json"
@@ -385,7 +386,7 @@ def _is_complete(index_path: Path, description: dict[str, Any]) -> bool:
 def _clear(folder: Path, pattern: str) -> None:
     """Remove the files of an earlier build; refuse to touch anything else."""
     folder.mkdir(parents=True, exist_ok=True)
-    own = set(folder.glob(pattern)) | set(folder.glob(".*.partial"))
+    own = {path for own in (pattern, SIZES_FILE, ".*.partial") for path in folder.glob(own)}
     foreign = sorted(path.name for path in folder.iterdir() if path not in own and path.name != ".shard_index")
     if foreign:
         raise DataError(
