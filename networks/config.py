@@ -165,6 +165,16 @@ class TokenizerConfig(StrictModel):
         """Side of the latent grid at the resolution that the model is built for."""
         return self.img_resolution // self.latent.resolution_compression_factor
 
+    def image_multiple(self) -> int:
+        """Both sides of an image, in pixels, must be multiples of this.
+
+        It makes the latent grid whole, with sides that the decoder's branches accept. The encoder asks for no more: at
+        the resolution that the model is built for, its grid is a whole multiple u of the latent's, so one latent
+        position is u patches wide at any size, for whole and for broken scale factors.
+        """
+        branches = self.decoder.latent_multiple(self.img_resolution, self.latent_side())
+        return self.latent.resolution_compression_factor * branches
+
 
 class DiscriminatorConfig(StrictModel):
     """The discriminators."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import ShapeError, UserError
 from networks.alignment import AlignmentHead
 from networks.compression import Compression
 from networks.config import TokenizerConfig
@@ -55,6 +55,19 @@ class VFMVAETokenizer(nn.Module):
         factor = self.config.latent.resolution_compression_factor
         return self.config.latent.channels(), height // factor, width // factor
 
+    def require_image_size(self, height: int, width: int) -> None:
+        """Refuse an image size that the encoder's and the latent's strides do not divide.
+
+        Raises: ShapeError that names the multiple of pixels that is needed and the nearest smaller size that fits.
+        """
+        multiple = self.config.image_multiple()
+        if height % multiple or width % multiple:
+            fitting = [max(side // multiple, 1) * multiple for side in (height, width)]
+            raise ShapeError(
+                f"images of {height} x {width} pixels (height x width) do not fit this tokenizer; expected both sides "
+                f"to be multiples of {multiple}. Crop or resize them, e.g. to {fitting[0]} x {fitting[1]}."
+            )
+
     def encode(
         self,
         images: Tensor,
@@ -64,11 +77,16 @@ class VFMVAETokenizer(nn.Module):
     ) -> Latent:
         """Images [B, 3, H, W] in [0, 1] -> posterior and a sample z of it; in discrete mode codes, and z made of them.
 
+        H and W may differ from each other and from the side that the model is built for.
+
         Args:
             generator, noise: where the sample's noise comes from, see `DiagonalGaussian.sample`; a noise of zeros gives
                 the mode. Discrete mode draws nothing.
             transform: its input branch makes the encoder see a smaller image.
+
+        Raises: ShapeError if H or W is not a multiple of `config.image_multiple()`.
         """
+        self.require_image_size(*images.shape[-2:])
         assert self.encoder is not None, "this tokenizer was built without its encoder"
         return self.fuse(self.encoder(images, transform.input_scale), generator, noise)
 

@@ -115,9 +115,9 @@ def test_bf16_autocast_stays_close_to_fp32(tiny_tokenizer) -> None:
     assert (exact - rounded).norm() / exact.norm() < 0.05
 
 
-def test_an_image_that_does_not_fit_the_patches_is_refused_with_the_multiple(tiny_tokenizer) -> None:
+def test_an_encoder_refuses_pixels_that_its_patches_do_not_divide(tiny_tokenizer) -> None:
     with pytest.raises(ShapeError, match="132 x 132 pixels, expected multiples of its patch size 8"):
-        tiny_tokenizer.encode(torch.rand(1, 3, 66, 66))
+        tiny_tokenizer.encoder(torch.rand(1, 3, 66, 66))
 
 
 def test_a_latent_that_does_not_fit_the_branches_is_refused_with_the_multiple(tiny_tokenizer) -> None:

@@ -59,9 +59,8 @@ def reconstruct(arguments: argparse.Namespace, device) -> int:
 
     config = load_config(arguments.use_config).config.tokenizer() if arguments.use_config else None
     model = load_tokenizer(arguments.vae_pth, config, device=device, weights=arguments.weights)
-    if arguments.resolution:
-        refuse_misfit(arguments.resolution, model.config)
     resolution = arguments.resolution or model.config.img_resolution
+    model.require_image_size(resolution, resolution)
     summary = reconstruct_folder(
         model,
         arguments.input_dir,
@@ -82,16 +81,6 @@ def reconstruct(arguments: argparse.Namespace, device) -> int:
         if summary.unreadable:
             print(f"error: {len(summary.unreadable)} of {summary.found} images not readable", file=sys.stderr)
     return 1 if summary.unreadable else 0
-
-
-def refuse_misfit(resolution: int, config) -> None:
-    """Stop if images of this side do not fit the model's grids."""
-    from common.errors import ConfigError
-    from networks.config import tokenizer_relations
-
-    problems = [relation.check(config) for relation in tokenizer_relations("resolution", lambda c: resolution)]
-    if any(problems):
-        raise ConfigError(f"--resolution {resolution}: {' '.join(filter(None, problems))}")
 
 
 if __name__ == "__main__":
