@@ -5,7 +5,9 @@ Leaf keys keep the published names. Imports no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -168,12 +170,55 @@ class TokenizerConfig(StrictModel):
     def image_multiple(self) -> int:
         """Both sides of an image, in pixels, must be multiples of this.
 
-        It makes the latent grid whole, with sides that the decoder's branches accept. The encoder asks for no more: at
-        the resolution that the model is built for, its grid is a whole multiple u of the latent's, so one latent
-        position is u patches wide at any size, for whole and for broken scale factors.
+        The least common multiple of what the decoder's branches need, so many latent positions, and of what the
+        encoder needs, whole patches after its resizing.
         """
         branches = self.decoder.latent_multiple(self.img_resolution, self.latent_side())
-        return self.latent.resolution_compression_factor * branches
+        patch = Fraction(self.encoder.patch_size()) / Fraction(self.encoder.scale_factor).limit_denominator(1000)
+        return math.lcm(self.latent.resolution_compression_factor * branches, patch.numerator)
+
+
+class ModelConfig(TokenizerConfig):
+    """What the `config.json` of a model says: its shape, and how diffusion models are to scale its latent.
+
+    Reads like the configuration of a diffusers autoencoder.
+    """
+
+    scaling_factor: PositiveFloat = Field(
+        1.0, description="Diffusion models work on z * scaling_factor: 1 over the latent's standard deviation, if known."
+    )
+    latents_mean: list[float] | None = Field(None, description="Mean of each latent channel, if known.")
+    latents_std: list[PositiveFloat] | None = Field(None, description="Its standard deviation, if known.")
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images that go in."""
+        return 3
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the images that come out."""
+        return 3
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latent."""
+        return self.latent.channels()
+
+    @property
+    def sample_size(self) -> int:
+        """Side of the images that the model is built for."""
+        return self.img_resolution
+
+    @property
+    def block_out_channels(self) -> list[int]:
+        """Channels of the decoder at the image's side and at each halving down to the latent's.
+
+        Pipelines tell the factor between the two sides from the length of this list.
+        """
+        halvings = self.latent.resolution_compression_factor.bit_length() - 1
+        channels = self.decoder.block_channels(self.img_resolution)[::-1]
+        return [channels[min(k, len(channels) - 1)] for k in range(halvings + 1)]
 
 
 class DiscriminatorConfig(StrictModel):
@@ -429,3 +474,22 @@ def tokenizer_relations(resolution_key: str, side) -> list[Relation]:
 
 
 TOKENIZER_RELATIONS = tokenizer_relations("img_resolution", lambda c: c.img_resolution)
+
+
+def _statistics_cover_channels(c) -> str | None:
+    lists = {"latents_mean": c.latents_mean, "latents_std": c.latents_std}
+    if (c.latents_mean is None) != (c.latents_std is None):
+        return "latents_mean and latents_std belong together; give both or neither."
+    for name, values in lists.items():
+        if values is not None and len(values) != c.latent.channels():
+            return f"{name} has {len(values)} values for {c.latent.channels()} latent channels; give one per channel."
+    return None
+
+
+MODEL_RELATIONS = [
+    *TOKENIZER_RELATIONS,
+    Relation(
+        ("latents_mean", "latents_std", "latent.compression_mode", "latent.z_dimension", "latent.vocab_width"),
+        _statistics_cover_channels,
+    ),
+]

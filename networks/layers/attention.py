@@ -31,7 +31,7 @@ class SelfAttention(nn.Module):
         q, k, v = (
             rearrange(conv(n), "b (g d) h w -> b g (h w) d", g=self.heads) for conv in (self.to_q, self.to_k, self.to_v)
         )
-        null_k, null_v = self.null_kv.to(k.dtype)[:, None, :, None].expand(-1, len(x), -1, -1, -1)
+        null_k, null_v = self.null_kv.to(k.dtype)[:, None, :, None].expand(-1, x.shape[0], -1, -1, -1)
         attended = attend(q, torch.cat([null_k, k], dim=2), torch.cat([null_v, v], dim=2))  # [B, heads, H*W, d]
         return self.to_out(rearrange(attended, "b g (h w) d -> b (g d) h w", h=height))
 

@@ -101,6 +101,7 @@ DINOV2 = {"encoder.vfm_name": "facebook/dinov2-large"}
         ({"decoder.num_blocks": 5, "decoder.concat_z_block_indices": [0, 1]}, 32),
         ({"decoder.num_blocks": 4, "decoder.concat_z_block_indices": [0, 1]}, 16),
         ({"latent.resolution_compression_factor": 32}, 64),
+        ({"encoder.scale_factor": 1 / 3, "latent.resolution_compression_factor": 8}, 192),
     ],
 )
 def test_multiple_of_the_published_model_and_its_variants(changes: dict, multiple: int) -> None:
