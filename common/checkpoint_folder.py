@@ -63,8 +63,8 @@ def write_checkpoint(target: Path, fill: Callable[[Path], None], facts: dict[str
         partial.chmod(0o755)
         fill(partial)
         _write_manifest(partial, facts)
-        for path in partial.iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner alone
+        for path in partial.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes for the owner alone
             flush_to_disk(path)
         flush_to_disk(partial)
         replaced = None
@@ -173,7 +173,10 @@ def find_checkpoint(path: str | Path, warn: Callable[[str], None]) -> Path:
 
 
 def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    files = {path.name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size} for path in paths
+    }
     manifest = {"schema_version": SCHEMA_VERSION, **facts, "files": files, "versions": library_versions()}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     (folder / "manifest.sha256").write_text(sha256_of(folder / "manifest.json") + "\n", encoding="ascii")

@@ -174,7 +174,7 @@ class TokenizerConfig(StrictModel):
         encoder needs, whole patches after its resizing.
         """
         branches = self.decoder.latent_multiple(self.img_resolution, self.latent_side())
-        patch = Fraction(self.encoder.patch_size()) / Fraction(self.encoder.scale_factor).limit_denominator(1000)
+        patch = Fraction(self.encoder.pixel_multiple()) / Fraction(self.encoder.scale_factor).limit_denominator(1000)
         return math.lcm(self.latent.resolution_compression_factor * branches, patch.numerator)
 
 
@@ -185,7 +185,8 @@ class ModelConfig(TokenizerConfig):
     """
 
     scaling_factor: PositiveFloat = Field(
-        1.0, description="Diffusion models work on z * scaling_factor: 1 over the latent's standard deviation, if known."
+        1.0,
+        description="Diffusion models work on z * scaling_factor: 1 over the latent's standard deviation, if known.",
     )
     latents_mean: list[float] | None = Field(None, description="Mean of each latent channel, if known.")
     latents_std: list[PositiveFloat] | None = Field(None, description="Its standard deviation, if known.")

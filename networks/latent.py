@@ -30,11 +30,12 @@ class DiagonalGaussian:
         """z = mean + std * eps, [B, C, h, w].
 
         Args:
-            generator: source of eps, on the device of the moments.
+            generator: source of eps, which is drawn on the generator's device.
             noise: eps itself; drawn from `generator` when not given.
         """
         if noise is None:
-            noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+            device = self.mean.device if generator is None else generator.device
+            noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
         return self.mean + self.std * noise.to(self.mean)
 
     def mode(self) -> Tensor:

@@ -57,7 +57,7 @@ class LatentStatistics:
         if self.count < 2 or not (std > 0).all() or not std.isfinite().all():
             raise UserError(
                 f"latent statistics: {self.count} values per channel have the standard deviations "
-                f"{[float(f'{value:.3g}') for value in std.tolist()]}; expected finite numbers above 0. Use more images."
+                f"{[float(f'{value:.3g}') for value in std.tolist()]}, expected finite ones above 0; use more images."
             )
         return std
 

@@ -24,7 +24,7 @@ from common.checkpoint_folder import (
     write_checkpoint,
 )
 from common.errors import CheckpointError
-from networks.checkpoint.folder import save_tensors
+from networks.checkpoint.folder import save_tensors, write_encoder_config
 from trainer.config import CheckpointConfig
 from trainer.optimizer import load_optimizer_tensors, optimizer_tensors
 from trainer.systems.base import System
@@ -89,6 +89,8 @@ def save(
         for name, network in system.averages.items():
             frozen = system.frozen_tensors() if options.include_encoder else {}
             _save_finite(network.state_dict() | frozen, folder / model_file(name, average=True))
+        if options.include_encoder and (encoder_config := system.frozen_config()) is not None:
+            write_encoder_config(encoder_config, folder)
         for phase in system.phases:
             tensors = optimizer_tensors(optimizers[phase.name], phase.parameters)
             _save_finite(tensors, folder / f"optimizer_{phase.name}.safetensors")

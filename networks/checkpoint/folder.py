@@ -5,6 +5,7 @@
     config.json                             shape of the tokenizer
     reference_discriminator.safetensors     discriminators of a reference file, as they were, by its names
     training_set_kwargs.json                options of a reference file's training data, as they were
+    encoder/config.json                     the encoder's own configuration, if its weights are among the model's
     manifest.json                           hashes of all these; `encoder`: the frozen encoder; `derived_from`: origin
 
 A checkpoint of a run holds the first three and what it needs to go on; its discriminators are in
@@ -28,9 +29,10 @@ from common.config import Source, build
 from common.errors import CheckpointError
 from networks.checkpoint.names import discriminator_rows, to_reference_name
 from networks.checkpoint.origin import Origin
-from networks.config import TOKENIZER_RELATIONS, TokenizerConfig
+from networks.config import MODEL_RELATIONS, ModelConfig, TokenizerConfig
 
 WEIGHT_FILES = {"ema": "model.safetensors", "raw": "model_raw.safetensors"}
+ENCODER_FOLDER = "encoder"
 _DISCRIMINATOR = "reference_discriminator.safetensors"
 _OWN_DISCRIMINATOR = "discriminators_raw.safetensors"
 _TRAINING_SET = "training_set_kwargs.json"
@@ -49,6 +51,8 @@ class ModelFolder:
         discriminator: discriminators, by the reference's names.
         training_set_kwargs: options of a reference file's training data.
         origin: where the weights come from, if not from training from scratch.
+        encoder_config: the encoder's own `config.json`, from which it can be built for the weights in `average`.
+        further_facts: entries of the manifest besides those that the others make.
     """
 
     config: TokenizerConfig
@@ -59,6 +63,8 @@ class ModelFolder:
     discriminator: Mapping[str, Tensor] = field(default_factory=dict)
     training_set_kwargs: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
+    encoder_config: Mapping[str, Any] | None = None
+    further_facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_model_folder(folder: Path) -> ModelFolder:
@@ -92,9 +98,12 @@ def write_model_folder(target: Path, content: ModelFolder) -> None:
             save_tensors(content.discriminator, folder / _DISCRIMINATOR)
         if content.training_set_kwargs:
             _write_json(content.training_set_kwargs, folder / _TRAINING_SET)
+        if content.encoder_config is not None:
+            write_encoder_config(content.encoder_config, folder)
         _write_json(model_config_values(content.config), folder / "config.json")
 
     facts = {
+        **content.further_facts,
         "nimg": content.nimg,
         "encoder": dict(content.encoder),
         "derived_from": None if content.origin is None else content.origin.to_json(),
@@ -120,12 +129,25 @@ def _read_discriminator(folder: Path, manifest: Mapping[str, Any]) -> dict[str, 
     return {to_reference_name(name, rows): value for name, value in load_file(folder / _OWN_DISCRIMINATOR).items()}
 
 
-def read_model_config(folder: Path) -> TokenizerConfig:
-    """The tokenizer's configuration that a checkpoint folder carries. Raises ConfigError if it is not valid."""
+def read_model_config(folder: Path) -> ModelConfig:
+    """What the `config.json` of a checkpoint folder says.
+
+    Where the folder has the encoder's own configuration, `encoder.vfm_name` points to that.
+
+    Raises: ConfigError if it is not valid.
+    """
     path = folder / "config.json"
     values = _read_json(path)
     values.pop("model_type", None)
-    return build(TokenizerConfig, Source(str(path), values), TOKENIZER_RELATIONS)
+    if (folder / ENCODER_FOLDER / "config.json").is_file():
+        values["encoder"]["vfm_name"] = str(folder / ENCODER_FOLDER)
+    return build(ModelConfig, Source(str(path), values), MODEL_RELATIONS)
+
+
+def write_encoder_config(values: Mapping[str, Any], folder: Path) -> None:
+    """Put the encoder's own configuration into a checkpoint folder that has the encoder's weights."""
+    (folder / ENCODER_FOLDER).mkdir()
+    _write_json(values, folder / ENCODER_FOLDER / "config.json")
 
 
 def model_config_values(config: TokenizerConfig) -> dict[str, Any]:

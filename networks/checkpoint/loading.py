@@ -18,7 +18,8 @@ from networks.checkpoint.names import ENCODER
 from networks.checkpoint.origin import Origin
 from networks.checkpoint.reference import read_reference, read_reference_weights, require_file
 from networks.config import TokenizerConfig
-from networks.encoders.loading import encoder_fingerprint, load_encoder
+from networks.encoders.base import VisionEncoder
+from networks.encoders.loading import empty_encoder, encoder_fingerprint, load_encoder
 from networks.vfm_vae import VFMVAETokenizer
 
 log = logging.getLogger(__name__)
@@ -39,21 +40,46 @@ def load_tokenizer(
 
     Raises: CheckpointError if the file is missing, damaged or does not fit; UserError if the encoder cannot be loaded.
     """
-    encoder_sha256 = None
     if Path(path).is_dir():
-        path = find_checkpoint(path, log.warning)
-        config = config or read_model_config(path)
-        encoder_sha256 = read_manifest(path)["encoder"]["sha256"]
-        state = read_folder_weights(path, weights)
-    else:
-        if config is None:
-            require_file(path)
-            raise CheckpointError(f"{path}: a reference checkpoint carries no configuration; give one (--use-config).")
-        state = read_reference_weights(path, weights, config.encoder.resolved_family())
-    model = build_tokenizer(config, state, str(path))
-    if encoder_sha256 is not None:
-        require_same_encoder(encoder_fingerprint(model.encoder.state_dict()), encoder_sha256, str(path))
-    return model.to(device)
+        folder = find_checkpoint(path, log.warning)
+        return load_folder(folder, config or read_model_config(folder), weights).to(device)
+    if config is None:
+        require_file(path)
+        raise CheckpointError(f"{path}: a reference checkpoint carries no configuration; give one (--use-config).")
+    state = read_reference_weights(path, weights, config.encoder.resolved_family())
+    return build_tokenizer(config, state, str(path)).to(device)
+
+
+def load_folder(folder: Path, config: TokenizerConfig, weights: Literal["ema", "raw"] = "ema") -> VFMVAETokenizer:
+    """A tokenizer from a checkpoint folder that `find_checkpoint` has accepted; see `load_tokenizer`.
+
+    The frozen encoder comes from the folder where that holds a copy of it, else from its own files.
+    """
+    state = read_folder_weights(folder, weights)
+    with torch.random.fork_rng(devices=[]):  # the random weights that networks start with are replaced at once
+        encoder = built_encoder(config, state, str(folder))
+        model = build_tokenizer(config, state, str(folder), encoder)
+    recorded = read_manifest(folder)["encoder"]["sha256"]
+    if recorded is not None:
+        require_same_encoder(encoder_fingerprint(model.encoder.state_dict()), recorded, str(folder))
+    return model
+
+
+def built_encoder(config: TokenizerConfig, state: Mapping[str, Tensor], where: str) -> VisionEncoder | None:
+    """The frozen encoder made of its copy among a checkpoint's weights (own names).
+
+    Returns: None if there is no copy, or nothing tells how to build it but its own files.
+    Raises: CheckpointError if the copy does not fit.
+    """
+    weights = encoder_weights(state)
+    if not weights:
+        return None
+    encoder = empty_encoder(config.encoder)
+    if encoder is not None:
+        if problems := _misfits(encoder.state_dict(), weights):
+            raise CheckpointError(f"{where}: its copy of the frozen encoder does not fit: {problems}.")
+        encoder.load_state_dict(weights)
+    return encoder
 
 
 def require_same_encoder(found: str, recorded: str, where: str) -> None:
@@ -95,14 +121,21 @@ def origin_of(path: str | Path) -> Origin | None:
     return read_reference(path).origin
 
 
-def build_tokenizer(config: TokenizerConfig, state: Mapping[str, Tensor], where: str) -> VFMVAETokenizer:
-    """A tokenizer with these weights (own names; an encoder among them replaces the one on disk).
+def build_tokenizer(
+    config: TokenizerConfig, state: Mapping[str, Tensor], where: str, encoder: VisionEncoder | None = None
+) -> VFMVAETokenizer:
+    """A tokenizer with these weights (own names).
+
+    Args:
+        encoder: the frozen encoder; None: the one on disk, whose weights give way to a copy in `state`.
 
     Raises: CheckpointError that names missing, unexpected or misshapen weights.
     """
-    model = VFMVAETokenizer(config, load_encoder(config.encoder), noise=expected_noise(config, state, where))
+    noise = expected_noise(config, state, where)
+    model = VFMVAETokenizer(config, encoder or load_encoder(config.encoder), noise=noise)
     load_weights(model, state, where)
-    load_encoder_weights(model, state, where)
+    if encoder is None:
+        load_encoder_weights(model, state, where)
     return model.eval()
 
 

@@ -25,6 +25,7 @@ class EncoderFamily:
         model_types: `model_type` values of the transformers library that belong to this family.
         architectures: regular expression of timm `architecture` names that belong to this family; "" for none.
         name_hint: regular expression, searched in the last component of a name in lower case.
+        licence: of the published weights; their own page has the last word.
     """
 
     target: str
@@ -34,6 +35,7 @@ class EncoderFamily:
     model_types: tuple[str, ...] = ()
     architectures: str = ""
     name_hint: str = ""
+    licence: str = "see the encoder's own page"
 
 
 # The first family that matches is taken: timm's names, which mention what they were trained like, come first.
@@ -46,6 +48,7 @@ FAMILIES: Registry = Registry(
             16,
             architectures=r"^eva",
             name_hint=r"^eva",
+            licence="MIT",
         ),
         "timm": EncoderFamily(
             "networks.encoders.timm_vit:TimmEncoder",
@@ -60,6 +63,7 @@ FAMILIES: Registry = Registry(
             16,
             model_types=("siglip2", "siglip2_vision_model"),
             name_hint=r"siglip2.*naflex",
+            licence="Apache-2.0",
         ),
         "siglip2": EncoderFamily(
             "networks.encoders.siglip2:SigLIP2Encoder",
@@ -67,6 +71,7 @@ FAMILIES: Registry = Registry(
             16,
             model_types=("siglip", "siglip_vision_model"),
             name_hint=r"siglip",
+            licence="Apache-2.0",
         ),
         "dinov2": EncoderFamily(
             "networks.encoders.dinov2:DINOv2Encoder",
@@ -74,6 +79,7 @@ FAMILIES: Registry = Registry(
             14,
             model_types=("dinov2", "dinov2_with_registers"),
             name_hint=r"dinov2",
+            licence="Apache-2.0",
         ),
         "dinov3": EncoderFamily(
             "networks.encoders.dinov3:DINOv3Encoder",
@@ -81,6 +87,7 @@ FAMILIES: Registry = Registry(
             16,
             model_types=("dinov3_vit",),
             name_hint=r"dinov3",
+            licence="DINOv3 License",
         ),
         "mae": EncoderFamily(
             "networks.encoders.mae:MAEEncoder",
@@ -88,6 +95,7 @@ FAMILIES: Registry = Registry(
             16,
             model_types=("vit_mae",),
             name_hint=r"mae",
+            licence="CC-BY-NC-4.0 (original release)",
         ),
         "clip": EncoderFamily(
             "networks.encoders.clip:CLIPEncoder",
@@ -95,6 +103,7 @@ FAMILIES: Registry = Registry(
             32,
             model_types=("clip", "clip_vision_model"),
             name_hint=r"clip",
+            licence="MIT (OpenAI's release)",
         ),
         "qwen": EncoderFamily(
             "networks.encoders.qwen2_5_vl:Qwen25VLEncoder",
@@ -103,12 +112,14 @@ FAMILIES: Registry = Registry(
             last_layer_merge=2,
             model_types=("qwen2_5_vl", "qwen2_5_vl_vision"),
             name_hint=r"qwen",
+            licence="Apache-2.0 (7B), Qwen Research License (3B)",
         ),
         "efficientnet_lite0": EncoderFamily(
             "networks.encoders.efficientnet_lite0:EfficientNetLite0Encoder",
             "bilinear",
             16,
             name_hint=r"efficientnet[_-]lite0",
+            licence="Apache-2.0",
         ),
     },
 )

@@ -12,6 +12,7 @@ from common.registry import import_object
 from networks.config import EncoderConfig
 from networks.encoders import FAMILIES
 from networks.encoders.base import VisionEncoder
+from networks.encoders.recognition import model_config_of
 
 
 def load_encoder(config: EncoderConfig) -> VisionEncoder:
@@ -37,7 +38,8 @@ def empty_encoder(config: EncoderConfig) -> VisionEncoder | None:
 
 def _with_layers(encoder_class: type[VisionEncoder], backbone: nn.Module, config: EncoderConfig) -> VisionEncoder:
     """The backbone as an encoder that hands out the configured layers."""
-    encoder = encoder_class(backbone, config.patch_from_layers, config.scale_factor)
+    model_config = model_config_of(config.vfm_name, config.revision)
+    encoder = encoder_class(backbone, config.patch_from_layers, config.scale_factor, model_config)
     widths = [encoder.layer_channels(layer) for layer in config.patch_from_layers]
     if widths != config.patch_in_dimensions:
         raise UserError(

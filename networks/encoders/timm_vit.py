@@ -96,7 +96,10 @@ class TimmEncoder(ViTEncoder):
 
         values = model_config_of(vfm_name, revision)
         if values is not None and "architecture" in values:
-            name, options = values["architecture"], values.get("model_args", {})
+            stated = values.get("pretrained_cfg", {})
+            normalisation = {name: stated[name] for name in ("mean", "std") if name in stated}
+            name = values["architecture"]
+            options = {**values.get("model_args", {}), "pretrained_cfg_overlay": normalisation}
         else:
             name, options = vfm_name, {}
         if not timm.is_model(name):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -34,7 +36,7 @@ def test_the_split_into_batches_and_processes_does_not_matter(cuts: list[int]) -
     whole, merged = LatentStatistics(3), LatentStatistics(3)
     whole.update(z)
     bounds = [0, *sorted(cuts), 10]
-    for start, stop in zip(bounds, bounds[1:]):
+    for start, stop in itertools.pairwise(bounds):
         part = LatentStatistics(3)
         if stop > start:
             part.update(z[start:stop])
@@ -49,5 +51,5 @@ def test_statistics_that_cannot_scale_a_latent_are_refused(z: torch.Tensor | Non
     statistics = LatentStatistics(3)
     if z is not None:
         statistics.update(z)
-    with pytest.raises(UserError, match="expected finite numbers above 0. Use more images"):
+    with pytest.raises(UserError, match="expected finite ones above 0; use more images"):
         _ = statistics.scaling_factor

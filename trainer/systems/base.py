@@ -91,6 +91,10 @@ class System(Protocol):
         """Weights of frozen parts, for checkpoints that include them."""
         ...
 
+    def frozen_config(self) -> dict[str, Any] | None:
+        """The encoder's own configuration, to go with its weights; None if it has none."""
+        ...
+
     def load_initial(self, path: str, with_discriminators: bool) -> str:
         """Take the weights of an earlier run; returns what was taken, in a sentence."""
         ...

@@ -183,6 +183,9 @@ class VFMVAESystem:
     def frozen_tensors(self) -> dict[str, Tensor]:
         return {f"encoder.{name}": value for name, value in self.tokenizer.encoder.state_dict().items()}
 
+    def frozen_config(self) -> dict[str, Any] | None:
+        return self.tokenizer.encoder.model_config
+
     def load_initial(self, path: str, with_discriminators: bool) -> str:
         for weights, model in (("raw", self.tokenizer), ("ema", self.average)):
             load_weights(model, read_weights(path, weights), path)
