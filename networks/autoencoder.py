@@ -233,7 +233,7 @@ class VFMVAE(nn.Module):
     @property
     def image_multiple(self) -> int:
         """Both sides of an image, in pixels, must be multiples of this."""
-        return self.config.image_multiple()
+        return self.tokenizer.image_multiple
 
     # --- pictures --------------------------------------------------------------------------------------------------
 

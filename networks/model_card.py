@@ -114,18 +114,19 @@ reconstruction = vae.decode(z).sample
 """
 
 
-def model_card(config: ModelConfig, facts: ModelFacts, has_encoder: bool) -> str:
+def model_card(config: ModelConfig, facts: ModelFacts, image_multiple: int, has_encoder: bool) -> str:
     """The text of the card, with the hub's metadata in front.
 
     Args:
         config: what `config.json` says.
         facts: where the model comes from.
+        image_multiple: of which both sides of an image must be multiples, in pixels.
         has_encoder: whether the folder holds a copy of the encoder.
     """
     return TEMPLATE.format(
         front_matter=yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True),
         title=f"VFM-VAE on {_encoder_name(facts)}",
-        multiple=config.image_multiple(),
+        multiple=image_multiple,
         channels=config.latent_channels,
         factor=config.latent.resolution_compression_factor,
         side=config.img_resolution,

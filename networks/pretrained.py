@@ -90,7 +90,7 @@ def save_model(
         further_facts=facts.further(),
     )
     write_model_folder(folder, content)
-    write_text_atomically(folder / "README.md", model_card(config, facts, include_encoder))
+    write_text_atomically(folder / "README.md", model_card(config, facts, tokenizer.image_multiple, include_encoder))
 
 
 def facts_of(tokenizer: VFMVAETokenizer) -> ModelFacts:

@@ -28,12 +28,16 @@ class VFMVAETokenizer(nn.Module):
         config: its shape.
         encoder: the frozen encoder; None builds everything else (to count parameters, or only to decode).
         noise: give the decoder's layers fixed noise maps (`legacy` weights); None: what the configuration says.
+
+    Attributes:
+        image_multiple: both sides of an image, in pixels, must be multiples of this.
     """
 
     def __init__(self, config: TokenizerConfig, encoder: VisionEncoder | None, noise: bool | None = None):
         super().__init__()
         self.config = config
         self.has_noise = bool(config.decoder.legacy) if noise is None else noise
+        self.image_multiple = config.image_multiple()
         self.encoder = encoder
         unshuffle = [side // config.latent_side() for side in config.encoder.token_sides(config.img_resolution)]
         self.compression = Compression(config.encoder, config.latent, unshuffle)
@@ -60,7 +64,7 @@ class VFMVAETokenizer(nn.Module):
 
         Raises: ShapeError that names the multiple of pixels that is needed and the nearest smaller size that fits.
         """
-        multiple = self.config.image_multiple()
+        multiple = self.image_multiple
         if height % multiple or width % multiple:
             fitting = [max(side // multiple, 1) * multiple for side in (height, width)]
             raise ShapeError(
@@ -84,7 +88,7 @@ class VFMVAETokenizer(nn.Module):
                 the mode. Discrete mode draws nothing.
             transform: its input branch makes the encoder see a smaller image.
 
-        Raises: ShapeError if H or W is not a multiple of `config.image_multiple()`.
+        Raises: ShapeError if H or W is not a multiple of `image_multiple`.
         """
         self.require_image_size(*images.shape[-2:])
         assert self.encoder is not None, "this tokenizer was built without its encoder"

@@ -20,14 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.checkpoint_folder import write_checkpoint
 from common.config import Source, build
 from common.errors import CheckpointError
-from networks.checkpoint.names import discriminator_rows, to_reference_name
+from networks.checkpoint.names import ENCODER, discriminator_rows, to_reference_name
 from networks.checkpoint.origin import Origin
 from networks.config import MODEL_RELATIONS, ModelConfig, TokenizerConfig
 
@@ -127,6 +127,13 @@ def _read_discriminator(folder: Path, manifest: Mapping[str, Any]) -> dict[str, 
         return {}
     rows = discriminator_rows(manifest["config"]["discriminator"]["get_interm_feat"])
     return {to_reference_name(name, rows): value for name, value in load_file(folder / _OWN_DISCRIMINATOR).items()}
+
+
+def read_encoder_copy(folder: Path) -> dict[str, Tensor]:
+    """The frozen encoder's weights, by the names inside the encoder; empty if the folder has no copy of them."""
+    with safe_open(folder / WEIGHT_FILES["ema"], "pt") as file:
+        names = file.keys()
+        return {name.removeprefix(ENCODER): file.get_tensor(name) for name in names if name.startswith(ENCODER)}
 
 
 def read_model_config(folder: Path) -> ModelConfig:

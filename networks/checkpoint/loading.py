@@ -13,7 +13,7 @@ from torch import Tensor
 from common.checkpoint_folder import find_checkpoint
 from common.errors import CheckpointError
 from networks.checkpoint.fit import misfits
-from networks.checkpoint.folder import read_folder_weights, read_manifest, read_model_config
+from networks.checkpoint.folder import read_encoder_copy, read_folder_weights, read_manifest, read_model_config
 from networks.checkpoint.names import ENCODER
 from networks.checkpoint.origin import Origin
 from networks.checkpoint.reference import read_reference, read_reference_weights, require_file
@@ -57,7 +57,7 @@ def load_folder(folder: Path, config: TokenizerConfig, weights: Literal["ema", "
     """
     state = read_folder_weights(folder, weights)
     with torch.random.fork_rng(devices=[]):  # the random weights that networks start with are replaced at once
-        encoder = built_encoder(config, state, str(folder))
+        encoder = built_encoder(config, read_encoder_copy(folder), str(folder))
         model = build_tokenizer(config, state, str(folder), encoder)
     recorded = read_manifest(folder)["encoder"]["sha256"]
     if recorded is not None:
@@ -65,18 +65,15 @@ def load_folder(folder: Path, config: TokenizerConfig, weights: Literal["ema", "
     return model
 
 
-def built_encoder(config: TokenizerConfig, state: Mapping[str, Tensor], where: str) -> VisionEncoder | None:
-    """The frozen encoder made of its copy among a checkpoint's weights (own names).
+def built_encoder(config: TokenizerConfig, weights: Mapping[str, Tensor], where: str) -> VisionEncoder | None:
+    """The frozen encoder made of a copy of its weights (names inside the encoder).
 
     Returns: None if there is no copy, or nothing tells how to build it but its own files.
     Raises: CheckpointError if the copy does not fit.
     """
-    weights = encoder_weights(state)
-    if not weights:
-        return None
-    encoder = empty_encoder(config.encoder)
+    encoder = empty_encoder(config.encoder) if weights else None
     if encoder is not None:
-        if problems := _misfits(encoder.state_dict(), weights):
+        if problems := misfits(encoder.state_dict(), weights):
             raise CheckpointError(f"{where}: its copy of the frozen encoder does not fit: {problems}.")
         encoder.load_state_dict(weights)
     return encoder

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from common.errors import ShapeError
 from networks.latent import DiagonalGaussian
 
 
@@ -17,6 +18,10 @@ class FakeTokenizer(nn.Module):
 
     def latent_shape(self, height, width):
         return 3, height // 4, width // 4
+
+    def require_image_size(self, height, width):
+        if height % 4 or width % 4:
+            raise ShapeError("expected multiples of 4")
 
     def encode(self, images, noise):
         mean = nn.functional.avg_pool2d(images, 4) * 2 - 1

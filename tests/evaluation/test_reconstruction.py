@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from common.errors import DataError, UserError
+from common.errors import DataError, ShapeError, UserError
 from common.value_range import uint8_to_unit, unit_to_uint8
 from evaluation.images import adm_crop, list_images, torchvision_crop
 from evaluation.reconstruction import Protocol, reconstruct_folder, reconstruct_share, weights_sha256
@@ -188,3 +188,6 @@ def test_the_command_ends_with_1_if_an_image_was_not_readable(tokenizer, folder,
     (folder / "image_2.jpeg").write_bytes(b"")
     assert main() == 1
     assert "error: 1 of 7 images not readable" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["reconstruct.py", *arguments, "--resolution", "18"])
+    with pytest.raises(ShapeError, match="multiples of 4"):
+        main()

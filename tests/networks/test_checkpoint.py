@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from common.errors import CheckpointError, ConfigError
+from networks import VFMVAE
 from networks.checkpoint import load_tokenizer, to_reference_name
 from networks.config import TokenizerConfig
 from tests.tiny import tiny_values
@@ -133,3 +134,25 @@ def test_a_configuration_with_a_typo_is_refused(run_dir) -> None:
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=r"latent\.z_dimensions: unknown key\. Closest: z_dimension\."):
         read_model_config(folder)
+
+
+def test_a_checkpoint_that_includes_its_encoder_needs_no_other_file(tiny_encoder, tiny_data, tmp_path) -> None:
+    from common.config import Source
+    from configs.schema import check
+
+    encoder = shutil.copytree(tiny_encoder, tmp_path / "some")
+    values = merged(
+        tiny_values(encoder, tiny_data, tmp_path / "run"),
+        {"training.total_kimg": 0.004, "checkpoint.include_encoder": True},
+    )
+    trained = run_until(build_trainer(check(Source("tiny.yaml", values)).config))
+    shutil.rmtree(encoder)
+    images = torch.rand(1, 3, 64, 96)
+    for weights, model in (("raw", trained.system.tokenizer), ("ema", trained.system.average)):
+        loaded = VFMVAE.from_pretrained(tmp_path / "run", weights=weights)
+        with torch.no_grad():
+            expected = model.encode(images).posterior.mode()
+            assert torch.equal(loaded.tokenizer.encode(images).posterior.mode(), expected)
+    assert loaded.facts.nimg == 4
+    assert loaded.facts.encoder["vfm_name"] == str(encoder)
+    assert loaded.facts.protocol["training"]["total_kimg"] == 0.004
