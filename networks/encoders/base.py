@@ -29,6 +29,8 @@ class VisionEncoder(nn.Module):
         layers: hidden states to return. 0 is the embedding, k > 0 the output of block k, -1 the last one after the
             final norm, -2 the last one before it, -3 the block before that.
         scale_factor: images are resized by this first.
+
+    Attributes:
         model_config: the model's own `config.json`, which goes with a copy of its weights; None if it has none.
 
     Attributes of a family:
@@ -44,18 +46,12 @@ class VisionEncoder(nn.Module):
     std: tuple[float, float, float] = HALF_STD
     reference_names: ClassVar[tuple[tuple[str, str], ...]] = ()
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        layers: list[int],
-        scale_factor: float,
-        model_config: dict[str, Any] | None = None,
-    ):
+    def __init__(self, backbone: nn.Module, layers: list[int], scale_factor: float):
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(False)
         self.layers = list(layers)
         self.scale_factor = scale_factor
-        self.model_config = model_config
+        self.model_config: dict[str, Any] | None = None
         self.register_buffer("pixel_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
         for layer in layers:

@@ -38,8 +38,8 @@ def empty_encoder(config: EncoderConfig) -> VisionEncoder | None:
 
 def _with_layers(encoder_class: type[VisionEncoder], backbone: nn.Module, config: EncoderConfig) -> VisionEncoder:
     """The backbone as an encoder that hands out the configured layers."""
-    model_config = model_config_of(config.vfm_name, config.revision)
-    encoder = encoder_class(backbone, config.patch_from_layers, config.scale_factor, model_config)
+    encoder = encoder_class(backbone, config.patch_from_layers, config.scale_factor)
+    encoder.model_config = model_config_of(config.vfm_name, config.revision)
     widths = [encoder.layer_channels(layer) for layer in config.patch_from_layers]
     if widths != config.patch_in_dimensions:
         raise UserError(

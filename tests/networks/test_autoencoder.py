@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,15 +25,15 @@ from networks.config import TokenizerConfig
 from networks.encoders.loading import load_encoder
 from networks.model_card import ModelFacts
 from networks.vfm_vae import VFMVAETokenizer
+from tests.networks.test_tokenizer_families import FAMILIES, values_of
 from tests.tiny import fill_weights, tiny_values
 from tests.trainer.conftest import merged
 
 README = Path(__file__).parents[2] / "README.md"
 
 
-def build(encoder: str | Path, changes: dict | None = None) -> VFMVAE:
-    """A tiny model with filled weights on an encoder."""
-    values = merged(tiny_values(encoder, Path("unused"), Path("unused")), changes or {})
+def build(values: dict[str, Any]) -> VFMVAE:
+    """A tiny model with filled weights."""
     config = TokenizerConfig(img_resolution=64, **{name: values[name] for name in ("encoder", "latent", "decoder")})
     tokenizer = VFMVAETokenizer(config, load_encoder(config.encoder))
     fill_weights(tokenizer)
@@ -41,7 +42,7 @@ def build(encoder: str | Path, changes: dict | None = None) -> VFMVAE:
 
 @pytest.fixture(scope="module")
 def shared(tiny_encoder) -> VFMVAE:
-    return build(tiny_encoder)
+    return build(tiny_values(tiny_encoder, Path("unused"), Path("unused")))
 
 
 @pytest.fixture
@@ -238,31 +239,15 @@ def test_run_folders_and_subfolders_are_found(vae, saved, images, tmp_path) -> N
     assert torch.equal(reconstruct(VFMVAE.from_pretrained(tmp_path / "all", subfolder="vae"), images), expected)
 
 
-DINOV2 = {
-    "encoder.family": "dinov2",
-    "encoder.scale_factor": 1.75,
-    "latent.how_to_compress": "conv",
-}
-
-
-def write_dinov2(folder: Path) -> Path:
-    from transformers import Dinov2Config, Dinov2Model
-
-    options = Dinov2Config(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=28, patch_size=14
-    )
-    Dinov2Model(options).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("family", ["siglip2", "dinov2"])
-def test_a_model_with_its_encoder_needs_nothing_else(tiny_encoder, images, tmp_path, family: str) -> None:
+@pytest.mark.parametrize("name", [*FAMILIES, "timm clip", "qwen tower alone"])
+def test_a_model_with_its_encoder_needs_nothing_else(name: str, folders, images, tmp_path) -> None:
     """Not even a name that tells the family: the encoder lies in a folder called `some`, and is gone afterwards."""
-    encoder = tmp_path / "some"
-    if family == "dinov2":
-        model = build(write_dinov2(encoder), DINOV2)
-    else:
-        model = build(shutil.copytree(tiny_encoder, encoder))
+    encoder = shutil.copytree(folders[name], tmp_path / "some")
+    if name == "timm clip":  # such a folder says itself how pixels are normalised
+        own = json.loads((encoder / "config.json").read_text())
+        own["pretrained_cfg"]["mean"] = [0.1, 0.2, 0.3]
+        (encoder / "config.json").write_text(json.dumps(own))
+    model = build(values_of(name, encoder, Path("unused"), Path("unused")))
     model.save_pretrained(tmp_path / "whole", include_encoder=True)
     expected = reconstruct(model, images)
     shutil.rmtree(encoder)
@@ -271,18 +256,40 @@ def test_a_model_with_its_encoder_needs_nothing_else(tiny_encoder, images, tmp_p
     loaded = VFMVAE.from_pretrained(tmp_path / "whole")
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(reconstruct(loaded, images), expected)
-    loaded.save_pretrained(tmp_path / "again", include_encoder=True)
-    shutil.rmtree(tmp_path / "whole")
-    assert torch.equal(reconstruct(VFMVAE.from_pretrained(tmp_path / "again"), images), expected)
-    assert json.loads((tmp_path / "again" / "config.json").read_text())["encoder"]["vfm_name"] == str(encoder)
-    (tmp_path / "again" / "encoder" / "config.json").write_text("{}")
+
+
+def test_a_copy_of_a_copy_is_whole_and_protected(tiny_encoder, images, tmp_path) -> None:
+    encoder = shutil.copytree(tiny_encoder, tmp_path / "some")
+    model = build(tiny_values(encoder, Path("unused"), Path("unused")))
+    model.save_pretrained(tmp_path / "first", include_encoder=True)
+    shutil.rmtree(encoder)
+    VFMVAE.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second", include_encoder=True)
+    shutil.rmtree(tmp_path / "first")
+    second = tmp_path / "second"
+    assert torch.equal(reconstruct(VFMVAE.from_pretrained(second), images), reconstruct(model, images))
+    assert json.loads((second / "config.json").read_text())["encoder"]["vfm_name"] == str(encoder)
+    (second / "encoder" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"encoder/config\.json: found 2 bytes, expected"):
-        VFMVAE.from_pretrained(tmp_path / "again")
+        VFMVAE.from_pretrained(second)
+
+
+def test_an_encoder_that_comes_as_a_package_is_copied_without_a_configuration(images, tmp_path) -> None:
+    encoder = {
+        "encoder.vfm_name": "efficientnet_lite0",
+        "encoder.scale_factor": 2.0,
+        "encoder.patch_from_layers": [2, -1],
+        "encoder.patch_in_dimensions": [160, 112],
+        "latent.patch_out_dimensions": [8, 8],
+    }
+    model = build(merged(tiny_values("unused", Path("unused"), Path("unused")), encoder))
+    model.save_pretrained(tmp_path / "model", include_encoder=True)
+    assert not (tmp_path / "model" / "encoder").exists()
+    assert torch.equal(reconstruct(VFMVAE.from_pretrained(tmp_path / "model"), images), reconstruct(model, images))
 
 
 def test_a_moved_encoder_is_found_where_the_caller_says(vae, tiny_encoder, images, tmp_path) -> None:
     encoder = shutil.copytree(tiny_encoder, tmp_path / "siglip2-patch8")
-    build(encoder).save_pretrained(tmp_path / "model")
+    build(tiny_values(encoder, Path("unused"), Path("unused"))).save_pretrained(tmp_path / "model")
     shutil.move(encoder, tmp_path / "moved-siglip2-patch8")
     with pytest.raises(UserError, match="siglip2-patch8' does not exist; give a model folder or a hub id"):
         VFMVAE.from_pretrained(tmp_path / "model")

@@ -90,6 +90,10 @@ def test_a_size_that_does_not_fit_is_refused_before_the_encoder_runs(
 
 
 DINOV2 = {"encoder.vfm_name": "facebook/dinov2-large"}
+QWEN = {"encoder.vfm_name": "Qwen/Qwen2.5-VL-3B-Instruct", "encoder.patch_from_layers": [0, 16, 32]}
+
+
+FEW_BRANCHES = {"decoder.concat_z_block_indices": [0, 1]}
 
 
 @pytest.mark.parametrize(
@@ -98,19 +102,23 @@ DINOV2 = {"encoder.vfm_name": "facebook/dinov2-large"}
         ({}, 64),
         ({**DINOV2, "encoder.scale_factor": 1.75}, 64),
         ({**DINOV2, "encoder.scale_factor": 0.875}, 64),
-        ({"decoder.num_blocks": 5, "decoder.concat_z_block_indices": [0, 1]}, 32),
-        ({"decoder.num_blocks": 4, "decoder.concat_z_block_indices": [0, 1]}, 16),
+        ({"decoder.num_blocks": 5, **FEW_BRANCHES}, 32),
+        ({"decoder.num_blocks": 4, **FEW_BRANCHES}, 16),
         ({"latent.resolution_compression_factor": 32}, 64),
-        ({"encoder.scale_factor": 1 / 3, "latent.resolution_compression_factor": 8}, 192),
+        ({**QWEN, "encoder.scale_factor": 1.75}, 64),
+        ({**QWEN, "encoder.scale_factor": 0.875, "decoder.num_blocks": 4, **FEW_BRANCHES}, 32),
     ],
 )
 def test_multiple_of_the_published_model_and_its_variants(changes: dict, multiple: int) -> None:
     published = load_config("configs/vfm_vae_f16d32_siglip2_stage_0_strong_alignment.yaml").config.tokenizer()
     config = TokenizerConfig(**merged(published.model_dump(), changes))
     assert config.image_multiple() == multiple
-    patches = config.encoder.patch_size() * config.encoder.token_side(256) // config.latent_side()
-    for side in range(multiple, 2049, multiple):
-        assert side * config.encoder.scale_factor % patches == 0
+    encoder, latent_side = config.encoder, config.latent_side()
+    unshuffle = [side // latent_side for side in encoder.token_sides(256)]
+    for side in range(multiple, 1025, multiple):
+        assert side * encoder.scale_factor % encoder.pixel_multiple() == 0
+        factor = config.latent.resolution_compression_factor
+        assert encoder.token_sides(side) == [side // factor * u for u in unshuffle]
 
 
 @given(
