@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.value_range import signed_to_unit, uint8_to_unit, unit_to_signed, unit_to_uint8
 from networks.config import ModelConfig
-from networks.latent import DiagonalGaussian
+from networks.latent import DiagonalGaussian, PointMass
 from networks.latent_statistics import LatentStatistics
 from networks.model_card import ModelFacts
 from networks.pretrained import facts_of, load_model, save_model
@@ -38,10 +38,13 @@ class EncoderOutput:
     """What `VFMVAE.encode` returns.
 
     Attributes:
-        latent_dist: the posterior, in fp32: `sample(generator)`, `mode()`, `kl()`, `mean`, `std`.
+        latent_dist: the posterior, in fp32: `sample(generator)`, `mode()`, `kl()`, `mean`, `std`. That of a discrete
+            tokenizer is a single point, without `kl`.
+        tokens: indices of the codes [B, K, h, w] of a discrete tokenizer with K codebooks; else None.
     """
 
-    latent_dist: DiagonalGaussian
+    latent_dist: DiagonalGaussian | PointMass
+    tokens: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -166,16 +169,20 @@ class VFMVAE(nn.Module):
 
     # --- encoding and decoding -------------------------------------------------------------------------------------
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[DiagonalGaussian]:
-        """Images [B, 3, H, W] in [-1, 1] -> the posterior of their latents [B, C, h, w].
+    def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[DiagonalGaussian | PointMass]:
+        """Images [B, 3, H, W] in [-1, 1] -> the distribution of their latents [B, C, h, w]; and tokens, if discrete.
 
         Args:
-            return_dict: False gives a tuple with the posterior.
+            return_dict: False gives a tuple with the distribution.
 
         Raises: ShapeError if H or W is not a multiple of `image_multiple`.
         """
-        posterior = DiagonalGaussian(self._in_slices(self._moments, x))
-        return EncoderOutput(posterior) if return_dict else (posterior,)
+        encoded = self._in_slices(self._encode, x)
+        if self.tokenizer.is_discrete:
+            output = EncoderOutput(PointMass(encoded), self.tokenizer.latent_to_tokens(encoded))
+        else:
+            output = EncoderOutput(DiagonalGaussian(encoded))
+        return output if return_dict else (output.latent_dist,)
 
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
@@ -209,9 +216,18 @@ class VFMVAE(nn.Module):
         z = posterior.sample(generator) if sample_posterior else posterior.mode()
         return self.decode(z, return_dict)
 
-    def _moments(self, images: Tensor) -> Tensor:
+    def decode_tokens(self, tokens: Tensor) -> DecoderOutput:
+        """Tokens [B, K, h, w] of a discrete tokenizer -> images, see `decode`.
+
+        Raises: UserError if the tokenizer has none; ShapeError if they do not fit.
+        """
+        return self.decode(self.tokenizer.tokens_to_latent(tokens))
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """Moments of the posterior, or the quantised latent."""
         with self._autocast():
-            return self.tokenizer.encode(signed_to_unit(images.float()), noise=torch.zeros(())).posterior.moments
+            latent = self.tokenizer.encode(signed_to_unit(images.float()), noise=torch.zeros(()))
+        return latent.z if latent.posterior is None else latent.posterior.moments
 
     def _images(self, z: Tensor) -> Tensor:
         with self._autocast():

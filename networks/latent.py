@@ -46,3 +46,27 @@ class DiagonalGaussian:
         """KL(q || N(0, I)) of each sample, summed over the latent: 1/2 sum(mean^2 + exp(logvar) - 1 - logvar), [B]."""
         terms = self.mean.square() + (torch.expm1(self.logvar) - self.logvar)
         return 0.5 * terms.flatten(1).sum(1)
+
+
+class PointMass:
+    """The distribution of a latent that is certain, as that of a discrete bottleneck: all draws give the same.
+
+    Args:
+        z: [B, C, h, w].
+    """
+
+    def __init__(self, z: Tensor):
+        self.mean = z
+
+    @property
+    def std(self) -> Tensor:
+        """Zeros, [B, C, h, w]."""
+        return torch.zeros_like(self.mean)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """The latent, [B, C, h, w]; `generator` is not used."""
+        return self.mean
+
+    def mode(self) -> Tensor:
+        """The latent, [B, C, h, w]."""
+        return self.mean

@@ -114,6 +114,36 @@ def test_tuples_are_given_on_request(vae, images) -> None:
     assert torch.equal(sample, whole)
 
 
+def test_a_discrete_model_gives_tokens_and_a_certain_latent(tiny_encoder, images) -> None:
+    discrete = {
+        "latent.compression_mode": "discrete",
+        "latent.vocab_width": 8,
+        "latent.vocab_size": 64,
+        "latent.num_codebooks": 2,
+    }
+    vae = build(merged(tiny_values(tiny_encoder, Path("unused"), Path("unused")), discrete))
+    with torch.no_grad():
+        output = vae.encode(images)
+        z = output.latent_dist.mode()
+        inside = vae.tokenizer.encode((images + 1) / 2)
+        assert torch.equal(output.tokens, inside.quantized.indices)
+        assert output.tokens.shape == (3, 2, 8, 12)
+        assert torch.equal(output.latent_dist.sample(torch.Generator()), z)
+        assert output.latent_dist.std.abs().max() == 0
+        reconstruction = vae.decode(z).sample
+        assert torch.allclose(vae.decode_tokens(output.tokens).sample, reconstruction, atol=1e-5)
+        assert torch.equal(vae(images, sample_posterior=True).sample, reconstruction)
+        vae.enable_slicing(2)
+        assert torch.equal(vae.encode(images).tokens, output.tokens)
+    assert vae.config.latent_channels == 8
+
+
+def test_a_continuous_model_has_no_tokens(vae, images) -> None:
+    assert vae.encode(images).tokens is None
+    with pytest.raises(UserError, match="this tokenizer has no tokens"):
+        vae.decode_tokens(torch.zeros(1, 2, 8, 8, dtype=torch.int64))
+
+
 def test_gradients_flow_through_the_decoder_to_the_latent(vae) -> None:
     z = torch.randn(1, 4, 8, 8, requires_grad=True)
     vae.decode(z).sample.square().mean().backward()
