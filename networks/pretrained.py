@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,10 +46,11 @@ def load_model(
 ) -> LoadedModel:
     """A model by folder or hub id; see `VFMVAE.from_pretrained`."""
     folder = find_checkpoint(_folder_of(name, revision, subfolder), log.warning)
-    config = read_model_config(folder)
+    config, facts = read_model_config(folder), ModelFacts.from_manifest(read_manifest(folder))
     if vfm_name is not None:
         config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"vfm_name": vfm_name})})
-    return LoadedModel(load_folder(folder, config, weights), config, ModelFacts.from_manifest(read_manifest(folder)))
+        facts = replace(facts, encoder={**facts.encoder, "vfm_name": vfm_name})
+    return LoadedModel(load_folder(folder, config, weights), config, facts)
 
 
 def _folder_of(name: str | Path, revision: str | None, subfolder: str | None) -> Path:
@@ -72,11 +73,13 @@ def save_model(
 
     The card is no part of what the manifest protects, for it is there to be edited.
     """
+    encoder = tokenizer.encoder
+    assert encoder is not None
+    if facts.encoder["sha256"] is None:
+        facts = replace(facts, encoder={**facts.encoder, "sha256": encoder_fingerprint(encoder.state_dict())})
     identity = {"vfm_name": facts.encoder["vfm_name"], "family": facts.encoder["family"]}
     config = config.model_copy(update={"encoder": config.encoder.model_copy(update=identity)})
     state = tokenizer.trainable_parts().state_dict()
-    encoder = tokenizer.encoder
-    assert encoder is not None
     if include_encoder:
         state |= {ENCODER + name: value for name, value in encoder.state_dict().items()}
     content = ModelFolder(

@@ -41,6 +41,7 @@ from networks.checkpoint.reference import (
 )
 from networks.config import TokenizerConfig
 from networks.encoders.loading import encoder_fingerprint, load_encoder
+from networks.encoders.recognition import model_config_of
 from networks.vfm_vae import VFMVAETokenizer
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,8 @@ def reference_to_folder(
         target: folder to make.
         config: shape of the tokenizer, which the weights must fit.
         licence: of the weights; None: what the file records, else that it is unknown.
-        include_encoder: copy the frozen encoder's weights; otherwise only their fingerprint is kept.
+        include_encoder: copy the frozen encoder, so that the folder needs nothing else; otherwise only its fingerprint
+            is kept.
 
     Raises: CheckpointError if the file cannot be read or does not fit, or the folder cannot be written.
     """
@@ -108,6 +110,7 @@ def reference_to_folder(
         checkpoint.discriminator,
         _json_part(checkpoint.training_set_kwargs, str(source)),
         origin,
+        model_config_of(config.encoder.vfm_name, config.encoder.revision) if include_encoder else None,
     )
     write_model_folder(Path(target), content)
     return _summary(content, Path(target), len(encoder) if include_encoder else 0)

@@ -20,7 +20,9 @@ from PIL import Image
 from common.errors import CheckpointError, ConfigError, ShapeError, UserError
 from common.value_range import unit_to_signed
 from networks import VFMVAE
+from networks.checkpoint.convert import reference_to_folder
 from networks.checkpoint.origin import Origin
+from networks.checkpoint.reference import to_reference_state
 from networks.config import TokenizerConfig
 from networks.encoders.loading import load_encoder
 from networks.model_card import ModelFacts
@@ -317,6 +319,30 @@ def test_an_encoder_that_comes_as_a_package_is_copied_without_a_configuration(im
     assert torch.equal(reconstruct(VFMVAE.from_pretrained(tmp_path / "model"), images), reconstruct(model, images))
 
 
+def test_a_converted_model_with_its_encoder_needs_nothing_else_and_keeps_its_licence(
+    tiny_encoder, images, tmp_path
+) -> None:
+    encoder = shutil.copytree(tiny_encoder, tmp_path / "some")
+    model = build(tiny_values(encoder, Path("unused"), Path("unused")))
+    state = model.tokenizer.state_dict()
+    torch.save({"G_ema": to_reference_state(state, "siglip2")}, tmp_path / "network-snapshot-00044000.pth")
+    reference_to_folder(
+        tmp_path / "network-snapshot-00044000.pth",
+        tmp_path / "converted",
+        model.tokenizer.config,
+        licence="cc-by-nc-4.0",
+        include_encoder=True,
+    )
+    shutil.rmtree(encoder)
+    loaded = VFMVAE.from_pretrained(tmp_path / "converted")
+    assert torch.equal(reconstruct(loaded, images), reconstruct(model, images))
+    loaded.save_pretrained(tmp_path / "saved")
+    metadata, text = card(tmp_path / "saved")
+    assert metadata["license"] == "cc-by-nc-4.0"
+    assert "They derive from network-snapshot-00044000.pth, licence: cc-by-nc-4.0." in text
+    assert "The weights have seen 44,000,000 images." in text
+
+
 def test_a_moved_encoder_is_found_where_the_caller_says(vae, tiny_encoder, images, tmp_path) -> None:
     encoder = shutil.copytree(tiny_encoder, tmp_path / "siglip2-patch8")
     build(tiny_values(encoder, Path("unused"), Path("unused"))).save_pretrained(tmp_path / "model")
@@ -325,6 +351,7 @@ def test_a_moved_encoder_is_found_where_the_caller_says(vae, tiny_encoder, image
         VFMVAE.from_pretrained(tmp_path / "model")
     loaded = VFMVAE.from_pretrained(tmp_path / "model", vfm_name=str(tmp_path / "moved-siglip2-patch8"))
     assert torch.equal(reconstruct(loaded, images), reconstruct(vae, images))
+    assert loaded.facts.encoder["vfm_name"] == str(tmp_path / "moved-siglip2-patch8")
 
 
 def test_an_existing_folder_is_not_written_over(vae, saved) -> None:
