@@ -12,3 +12,10 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
     if device.type == "meta":
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def frozen_precision(device: torch.device) -> contextlib.AbstractContextManager:
+    """How frozen pretrained models run: on CUDA under bf16 autocast, elsewhere in fp32."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return full_precision(device)

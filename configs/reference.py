@@ -112,7 +112,7 @@ _WDS = "training.data_wds.WdsWrapper"
 _FOLDER = "training.data_zip.ImageFolderDataset"
 _POSITION = "every checkpoint holds the position in the data, so resuming needs no lists of finished shards; remove it."
 _NO_VALIDATION = "reconstruction of a validation set during training is not built yet; remove it."
-_CONVNEXT_ONLY = "other values belong to the decoder without ConvNeXt layers, which is not built yet."
+_ONE_KIND_OF_LAYER = "the layers of a decoder without ConvNeXt layers have no other form."
 
 KEYS: dict[str, Key | Joint | Fallback | Fixed | Follows | Ignored] = {
     # run and logging
@@ -209,11 +209,11 @@ KEYS: dict[str, Key | Joint | Fallback | Fixed | Follows | Ignored] = {
     "G_kwargs.synthesis_kwargs.attn_ff_mult": Key("decoder.attn_ff_mult", 4),
     "G_kwargs.synthesis_kwargs.architecture": Fixed(("skip",), "the other architectures are not part of the method."),
     "G_kwargs.synthesis_kwargs.resample_filter": Fixed(([1, 3, 3, 1],), "the blur is fixed to this filter."),
-    "G_kwargs.synthesis_kwargs.use_noise": Fixed((True,), _CONVNEXT_ONLY),
-    "G_kwargs.synthesis_kwargs.activation": Fixed(("lrelu",), _CONVNEXT_ONLY),
-    "G_kwargs.synthesis_kwargs.layer_scale_init": Fixed((1e-5,), _CONVNEXT_ONLY),
-    "G_kwargs.synthesis_kwargs.gn_groups": Fixed((32,), _CONVNEXT_ONLY),
-    "G_kwargs.synthesis_kwargs.kernel_size": Fixed((3,), _CONVNEXT_ONLY),
+    "G_kwargs.synthesis_kwargs.use_noise": Fixed((True,), _ONE_KIND_OF_LAYER),
+    "G_kwargs.synthesis_kwargs.activation": Fixed(("lrelu",), _ONE_KIND_OF_LAYER),
+    "G_kwargs.synthesis_kwargs.layer_scale_init": Fixed((1e-5,), _ONE_KIND_OF_LAYER),
+    "G_kwargs.synthesis_kwargs.gn_groups": Fixed((32,), _ONE_KIND_OF_LAYER),
+    "G_kwargs.synthesis_kwargs.kernel_size": Fixed((3,), _ONE_KIND_OF_LAYER),
     "G_kwargs.synthesis_kwargs.fp16_channels_last": Ignored("set training.channels_last for faster convolutions."),
     "G_kwargs.synthesis_kwargs.fused_modconv_default": Ignored("modulated convolutions have one implementation."),
     # what the generator takes over from other groups

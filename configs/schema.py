@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -215,8 +214,18 @@ def _total_after_start(c) -> str | None:
 
 
 def _conditional_decoder_has_labels(c) -> str | None:
-    if c.decoder.conditional and c.data.label_type == "none":
-        return "true needs labels; set data.label_type."
+    kinds = ("cls2text", "text") if c.decoder.reads_texts else ("cls2id", "cls2text")
+    if c.decoder.conditional and c.data.label_type not in kinds:
+        return (
+            f"true with decoder.label_type {c.decoder.label_type} needs such labels; set data.label_type to "
+            f"{' or '.join(kinds)}, found {c.data.label_type}."
+        )
+    return None
+
+
+def _equivariance_needs_any_size(c) -> str | None:
+    if c.equivariance.use_equivariance_regularization and not c.decoder.use_convnext:
+        return "true, but it changes the size of the latent, and with decoder.use_convnext: false noise maps fix it."
     return None
 
 
@@ -322,7 +331,8 @@ RELATIONS: tuple[Relation, ...] = (
         _equivariance_scales_fit,
     ),
     Relation(("training.total_kimg", "training.init_kimg"), _total_after_start),
-    Relation(("decoder.conditional", "data.label_type"), _conditional_decoder_has_labels),
+    Relation(("decoder.conditional", "decoder.label_type", "data.label_type"), _conditional_decoder_has_labels),
+    Relation(("equivariance.use_equivariance_regularization", "decoder.use_convnext"), _equivariance_needs_any_size),
     Relation(("data.cls_to_text_path", "data.label_type"), _cls2text_needs_table),
     _folders_only("max_size"),
     _folders_only("xflip"),
@@ -407,10 +417,6 @@ def _option_is_built(key: str, what: str, used: Callable[[Any], bool]) -> Relati
 # Published options that this version knows and does not implement.
 NOT_BUILT: tuple[Relation, ...] = (
     Relation(("losses.clip.weight",), _clip_is_built),
-    _option_is_built("decoder.conditional", "the conditional decoder", bool),
-    _option_is_built("decoder.use_cross_attn", "cross-attention", bool),
-    _option_is_built("decoder.use_convnext", "the decoder without ConvNeXt layers", operator.not_),
-    _option_is_built("decoder.use_multiscale_output", "the decoder without multi-scale output", operator.not_),
     _option_is_built("discriminator.use_stylegan_t_discriminator", "the StyleGAN-T discriminator", bool),
     _option_is_built("discriminator.use_patchgan_discriminator", "the PatchGAN discriminator", bool),
     _option_is_built("training.precision", "fp16 with loss scaling", lambda precision: precision == "fp16"),
@@ -442,12 +448,6 @@ class LoadedConfig:
         """What is missing or not built, as a text for `--print-config` and `--dry-run`; empty if nothing is."""
         problems = self.missing + self.unavailable
         return report(self.source, problems) if problems else ""
-
-    def require_networks(self) -> None:
-        """Refuse what changes the shape of the tokenizer and is not built yet. Raises ConfigError that lists it."""
-        shape = [p for p in self.unavailable if p.key.startswith(("encoder.", "latent.", "decoder."))]
-        if shape:
-            raise ConfigError(report(self.source, shape))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), require_runnable: bool = False) -> LoadedConfig:

@@ -190,11 +190,11 @@ class TrainingData:
         self.rank = rank
         self.accumulate = accumulate
         self.pin_memory = pin_memory
-        labels = build_labels(config)
+        self.labels = build_labels(config)
         self.source = build_source(config, seed)
         self.order = SampleOrder(self.source.shard_sizes, config.shuffle_window_shards, seed)
         self.skips = SkipCounter(config.max_skip_fraction, self.source.report.problems)
-        self.dataset = MicroBatches(self.source, self.order, labels, config, seed, micro_batch)
+        self.dataset = MicroBatches(self.source, self.order, self.labels, config, seed, micro_batch)
         self._require_same_data_on_all_ranks()
 
     def __len__(self) -> int:
@@ -252,17 +252,17 @@ class TrainingData:
                 "machines the same shards; with remote shards, also delete the indices of data.cache_dir."
             )
 
-    def preview(self, count: int) -> Tensor:
-        """The first `count` samples of the order, centre-cropped, [n, 3, R, R] uint8: the same in every call.
+    def preview(self, count: int) -> Batch:
+        """The first `count` samples of the order, centre-cropped: the same in every call.
 
         Bad samples are replaced as in training, and not counted.
         """
         plain = self.config.model_copy(update={"data_augmentation": False, "color_augmentation": False})
-        dataset = MicroBatches(self.source, self.order, None, plain, self.order.seed, min(count, len(self)))
+        dataset = MicroBatches(self.source, self.order, self.labels, plain, self.order.seed, min(count, len(self)))
         batch = dataset[0]
         if isinstance(batch, DataError):
             raise batch
-        return batch.images
+        return batch
 
     def describe(self) -> str:
         """What was found, for the log of a run's start; one line per fact."""

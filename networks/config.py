@@ -137,6 +137,20 @@ class DecoderConfig(StrictModel):
     num_fp16_res: NonNegativeInt = Field(3, description="Highest-resolution blocks in fp16 when precision is fp16.")
     conv_clamp: PositiveFloat | None = Field(256, description="Clamp of activations (StyleGAN-T-like path only).")
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the decoder is conditional on texts."""
+        return self.conditional and self.label_type != "cls2id"
+
+    @property
+    def reads_classes(self) -> bool:
+        """Whether the decoder is conditional on class indices."""
+        return self.conditional and self.label_type == "cls2id"
+
+    def layers_per_group(self, block: int) -> int:
+        """Style-modulated layers in each residual group of a block."""
+        return 3 if self.use_convnext and self.add_additional_convnext and block <= 3 else 2
+
     def block_resolutions(self, img_resolution: int) -> list[int]:
         """Output side of each synthesis block, smallest first."""
         return [img_resolution >> (self.num_blocks - 1 - k) for k in range(self.num_blocks)]
@@ -299,6 +313,31 @@ def _attention_depths(c) -> str | None:
     return None
 
 
+def _cross_attention_reads_texts(c) -> str | None:
+    if c.decoder.use_cross_attn and not c.decoder.reads_texts:
+        return "true, but it looks at tokens of texts; set decoder.conditional: true and label_type: cls2text or text."
+    return None
+
+
+def _text_model_comes_along(c) -> str | None:
+    if not c.decoder.reads_texts or _known_family(c):
+        return None
+    family = c.encoder.resolved_family()
+    if FAMILIES[family].has_text:
+        return None
+    with_text = ", ".join(name for name, facts in FAMILIES.items() if facts.has_text)
+    return (
+        f"true with label_type {c.decoder.label_type}, but an encoder of the family {family} has no text model; "
+        f"use one of {with_text}, or label_type cls2id."
+    )
+
+
+def _classes_are_counted(c) -> str | None:
+    if c.decoder.reads_classes and c.decoder.label_dim == 0:
+        return "found 0, expected the number of classes: the decoder is conditional on class indices."
+    return None
+
+
 def _block_indices(key: str):
     def check(c) -> str | None:
         indices = getattr(c.decoder, key)
@@ -445,6 +484,11 @@ def tokenizer_relations(resolution_key: str, side) -> list[Relation]:
         _codebooks_share_evenly("vocab_size"),
         _codebooks_share_evenly("vocab_width"),
         Relation(("decoder.attn_depths", "decoder.attn_block_indices"), _attention_depths),
+        Relation(("decoder.use_cross_attn", "decoder.conditional", "decoder.label_type"), _cross_attention_reads_texts),
+        Relation(
+            ("decoder.conditional", "decoder.label_type", "encoder.vfm_name", "encoder.family"), _text_model_comes_along
+        ),
+        Relation(("decoder.label_dim", "decoder.conditional", "decoder.label_type"), _classes_are_counted),
         Relation(("decoder.attn_block_indices", "decoder.num_blocks"), _block_indices("attn_block_indices")),
         Relation(("decoder.concat_z_block_indices", "decoder.num_blocks"), _block_indices("concat_z_block_indices")),
         Relation(("decoder.concat_z_block_indices",), _first_block_takes_latent),

@@ -54,6 +54,21 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class Conditioning:
+    """What a conditional decoder depends on besides the latent.
+
+    Attributes:
+        label: [B, c]: the class as a one-hot vector (cls2id), or the global embedding of a text (text, cls2text).
+        tokens: embeddings of the text's tokens, [B, L, D], for cross-attention.
+        mask: [B, L], True where there is a token and not padding; None: everywhere.
+    """
+
+    label: Tensor
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Decoded:
     """What the decoder makes of a latent.
 

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from common.errors import ShapeError, UserError
 from networks.alignment import AlignmentHead
 from networks.compression import Compression
+from networks.conditioning import Labels, conditioning_of, text_width
 from networks.config import TokenizerConfig
 from networks.decoder.decoder import Decoder
 from networks.encoders.base import VisionEncoder
 from networks.equivariance import IDENTITY, EquivarianceTransform
-from networks.interfaces import Decoded, Features, Latent, TokenizerOutput
+from networks.interfaces import Conditioning, Decoded, Features, Latent, TokenizerOutput
 from networks.latent import DiagonalGaussian
+from networks.layers.modulated_conv3x3 import LayerNoise, NoiseMode
 from networks.quantizer import MultiCodebookQuantizer
 
 
@@ -27,10 +29,13 @@ class VFMVAETokenizer(nn.Module):
     Args:
         config: its shape.
         encoder: the frozen encoder; None builds everything else (to count parameters, or only to decode).
-        noise: give the decoder's layers fixed noise maps (`legacy` weights); None: what the configuration says.
+        noise: give the decoder's ConvNeXt layers fixed noise maps (`legacy` weights); None: what the configuration
+            says.
 
     Attributes:
         image_multiple: both sides of an image, in pixels, must be multiples of this.
+
+    Raises: UserError if the decoder is conditional on texts, and there is no encoder with a text model.
     """
 
     def __init__(self, config: TokenizerConfig, encoder: VisionEncoder | None, noise: bool | None = None):
@@ -48,7 +53,7 @@ class VFMVAETokenizer(nn.Module):
         if config.alignment_head:
             last = config.encoder.patch_from_layers.index(-1)
             self.alignment = AlignmentHead(config.latent.channels(), config.encoder.patch_in_dimensions[last])
-        self.decoder = Decoder(config, self.has_noise)
+        self.decoder = Decoder(config, self.has_noise, text_width(encoder) if config.decoder.reads_texts else 0)
 
     def trainable_parts(self) -> nn.ModuleDict:
         """Everything but the frozen encoder."""
@@ -120,9 +125,38 @@ class VFMVAETokenizer(nn.Module):
             raise UserError("this tokenizer has no tokens: its latent.compression_mode is continuous, not discrete.")
         return self.quantizer
 
-    def decode(self, z: Tensor, truncation_psi: float = 1.0) -> Decoded:
-        """Latent [B, C, h, w] -> images in [-1, 1], not clamped."""
-        return self.decoder(z, truncation_psi)
+    def condition(self, c: Labels, count: int) -> Conditioning | None:
+        """Labels of `count` latents, in any form that `decode` takes, as what the decoder depends on."""
+        text_encoder = None if self.encoder is None else self.encoder.text_encoder
+        return conditioning_of(c, count, self.config.decoder, text_encoder)
+
+    def decode(
+        self,
+        z: Tensor,
+        c: Labels = None,
+        truncation_psi: float = 1.0,
+        noise_mode: NoiseMode = "const",
+        generator: torch.Generator | None = None,
+    ) -> Decoded:
+        """Latent [B, C, h, w] -> images in [-1, 1], not clamped.
+
+        Args:
+            c: labels of a conditional decoder: texts, one per latent (label_type text, cls2text), one-hot classes
+                [B, label_dim] (cls2id), or what `condition` made of either. None for an unconditional one.
+            truncation_psi: moves the style towards its running mean; 1 leaves it.
+            noise_mode: noise of a decoder without ConvNeXt layers: its fixed maps, fresh noise per sample, or none.
+            generator: source of `random` noise, on the device of z.
+
+        Raises: UserError if labels are missing, superfluous or of the wrong kind, or there is no noise to choose;
+            ShapeError if z or c has a shape that does not fit.
+        """
+        if self.config.decoder.use_convnext and noise_mode != "const":
+            raise UserError(
+                f"noise_mode: found {noise_mode!r}, but a decoder of ConvNeXt layers has only its fixed noise; "
+                "leave it at 'const'."
+            )
+        conditioning = self.condition(c, len(z))
+        return self.decoder(z, conditioning, truncation_psi, noise=LayerNoise(noise_mode, generator))
 
     def forward(
         self,
@@ -131,6 +165,7 @@ class VFMVAETokenizer(nn.Module):
         transform: EquivarianceTransform = IDENTITY,
         cut_at_latent: bool = False,
         update_average: bool = False,
+        c: Labels = None,
     ) -> TokenizerOutput:
         """A whole pass.
 
@@ -141,8 +176,10 @@ class VFMVAETokenizer(nn.Module):
             cut_at_latent: make the decoder's input a leaf, so that the decoder's gradient can be taken first and
                 the encoder side's gradient built from it.
             update_average: advance the running mean of the styles.
+            c: labels, see `decode`.
         """
+        conditioning = self.condition(c, len(images))
         latent = self.encode(images, generator, transform=transform)
         decoder_input = latent.z.detach().requires_grad_(latent.z.requires_grad) if cut_at_latent else latent.z
-        decoded = self.decoder(transform.apply_to_latent(decoder_input), update_average=update_average)
+        decoded = self.decoder(transform.apply_to_latent(decoder_input), conditioning, update_average=update_average)
         return TokenizerOutput(latent, decoder_input, decoded)

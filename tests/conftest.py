@@ -32,6 +32,14 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
+def tiny_text_encoder(tmp_path_factory: pytest.TempPathFactory):
+    """Folder of a tiny random SigLIP with its text model and tokenizer."""
+    from tests.tiny import write_encoder_with_text
+
+    return write_encoder_with_text(tmp_path_factory.mktemp("encoder") / "tiny-siglip2-text-patch8-32")
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory):
     """Folder of shards with made-up pictures."""
     from tests.tiny import write_data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,22 +30,55 @@ DISCRETE: dict[str, Any] = {
 }
 
 
+SIGLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+SIGLIP_TEXT = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "projection_size": 24,
+}
+CLASS_TEXTS = {"0": "a red fox", "1": "a blue whale", "2": "crane"}  # of the classes of `write_data`
+
+
 def write_encoder(folder: Path) -> Path:
     """A SigLIP vision tower of 3 layers with random weights, as transformers saves it."""
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = SiglipVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-        )
-        SiglipVisionModel(config).save_pretrained(folder)
+        SiglipVisionModel(SiglipVisionConfig(**SIGLIP)).save_pretrained(folder)
     return folder
+
+
+def write_encoder_with_text(folder: Path) -> Path:
+    """A whole SigLIP of vision and text tower with random weights, and a tokenizer that knows a few words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel
+
+    words = sorted({word for text in CLASS_TEXTS.values() for word in text.split()})
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    text = {**SIGLIP_TEXT, "vocab_size": len(vocabulary), "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        SiglipModel(SiglipConfig(text_config=text, vision_config=SIGLIP)).save_pretrained(folder)
+    return folder
+
+
+def write_class_texts(path: Path) -> Path:
+    """The JSON from class index to text."""
+    path.write_text(json.dumps(CLASS_TEXTS), encoding="utf-8")
+    return path
 
 
 def write_data(folder: Path, samples: int = SAMPLES, shard_size: int = 7) -> Path:
@@ -130,11 +164,11 @@ def loss_inputs_of(quantized: Quantized) -> LossInputs:
 def fill_weights(model: torch.nn.Module) -> None:
     """Give every weight of a tokenizer (but the encoder's) a value that hides no gradient, by the golden fill rule."""
     from networks.checkpoint import to_reference_name
-    from tests.golden.cases import fill
+    from tests.golden.cases import FIXED_BUFFERS, fill
 
     state = {
         name: fill(to_reference_name(name), list(value.shape))
         for name, value in model.trainable_parts().state_dict().items()
-        if name.rsplit(".", 1)[-1] not in ("blur_kernel", "k_bias", "usage")
+        if name.rsplit(".", 1)[-1] not in FIXED_BUFFERS
     }
     model.load_state_dict(state, strict=False)

@@ -40,7 +40,7 @@ from losses.interfaces import Loss
 from networks.encoders.loading import empty_encoder, load_encoder
 from networks.interfaces import Features
 from networks.vfm_vae import VFMVAETokenizer
-from trainer.dry_run import made_up_features, saved_bytes
+from trainer.dry_run import made_up_conditioning, made_up_features, saved_bytes
 from trainer.launch import set_up_numerics
 from trainer.systems.vfm_vae import VFMVAESystem
 from trainer.trainer import Trainer
@@ -128,6 +128,8 @@ def measurable(config: VFMVAEExperiment, batch_size: int | None) -> Measurable:
         except UserError as error:
             left_out[f"losses.{name}"] = str(error)
     training = config.training
+    if config.decoder.reads_texts:
+        left_out["text model"] = "class texts are embedded once in a run; the embeddings are made up"
     if config.discriminator.enabled:
         left_out["discriminator"] = "its phase of the step is not built yet"
     if config.equivariance.use_equivariance_regularization:
@@ -165,6 +167,7 @@ class FixedFeatures(nn.Module):
     def __init__(self, features: Features):
         super().__init__()
         self.features = features
+        self.text_encoder = None
 
     def forward(self, images: Tensor, input_scale: float = 1.0) -> Features:
         return self.features
@@ -173,11 +176,11 @@ class FixedFeatures(nn.Module):
 def _encoder(config: VFMVAEExperiment, device: torch.device) -> tuple[nn.Module, str]:
     """The frozen encoder, or what stands for it, and where its weights come from."""
     try:
-        return load_encoder(config.encoder), "pretrained"
+        return load_encoder(config.encoder, config.decoder.reads_texts), "pretrained"
     except UserError:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            encoder = empty_encoder(config.encoder)
+            encoder = empty_encoder(config.encoder, config.decoder.reads_texts)
     if encoder is not None:
         return encoder, "random"
     return FixedFeatures(made_up_features(config, config.training.batch_size, device)), "unknown"
@@ -267,6 +270,9 @@ def _calls(
     images = torch.rand(count, 3, side, side, generator=generator, device=device)
     features = model.encoder(images)
     z = torch.randn(count, *model.latent_shape(side, side), generator=generator, device=device)
+    conditioning = made_up_conditioning(model, count, device)
+    if config.decoder.reads_texts:
+        system.embed_texts = lambda texts: conditioning
 
     def inference(call: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> None:
@@ -282,7 +288,7 @@ def _calls(
     calls["adapter"] = inference(lambda: model.fuse(features, generator))
     if with_encoder:
         calls["encode"] = inference(lambda: model.encode(images, generator))
-    calls["decode"] = inference(lambda: model.decode(z))
+    calls["decode"] = inference(lambda: model.decode(z, conditioning))
     if config.enabled_losses():
         trainer = Trainer(config, system, _NoData(), device)
         batches = itertools.repeat(_made_up_batch(count, side))
@@ -300,7 +306,8 @@ class _NoData:
 def _made_up_batch(count: int, side: int) -> Batch:
     generator = torch_generator(0, "benchmark batch")
     images = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
-    return Batch(images, None, None, [""] * count, list(range(count)), [], {})
+    labels = torch.zeros(count, dtype=torch.int64)
+    return Batch(images, labels, [""] * count, [""] * count, range(count))
 
 
 def _part(runs: list[float], flops: int, peak_memory: float, gemm: Gemm) -> Part:
@@ -325,7 +332,8 @@ def _gemm_side(device: torch.device) -> int:
 def _check_memory(config: VFMVAEExperiment, device: torch.device) -> None:
     """Refuse a batch whose activations alone exceed the memory, before the machine runs out of it."""
     with torch.device("meta"):
-        model = VFMVAETokenizer(config.tokenizer(), None)
+        encoder = empty_encoder(config.encoder, with_text=True) if config.decoder.reads_texts else None
+        model = VFMVAETokenizer(config.tokenizer(), encoder)
     count = config.training.batch_size
     needed = saved_bytes(model, config, count) / (2 if config.training.precision == "bf16" else 1)
     if device.type == "cuda":

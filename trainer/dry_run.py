@@ -14,9 +14,11 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from common.distributed import pick_device
 from evaluation.cost import count_flops, gemm_flops_per_second
+from networks.conditioning import text_width
 from networks.encoders.base import VisionEncoder
 from networks.encoders.loading import empty_encoder
-from networks.interfaces import Features
+from networks.encoders.text import MAX_TOKENS
+from networks.interfaces import Conditioning, Features
 from networks.vfm_vae import VFMVAETokenizer
 from trainer.freeze import select_trainable
 
@@ -30,7 +32,7 @@ EMA_BYTES_PER_PARAMETER = 4
 def describe(config: VFMVAEExperiment, ranks: int) -> str:
     """Shapes, parameters, and estimates of memory and time per kimg, as a text."""
     with torch.device("meta"):
-        encoder = empty_encoder(config.encoder)
+        encoder = empty_encoder(config.encoder, config.decoder.reads_texts)
         model = VFMVAETokenizer(config.tokenizer(), encoder)
     selection = select_trainable(model, config.training)
     encoder_count = None if encoder is None else sum(p.numel() for p in encoder.parameters())
@@ -79,7 +81,8 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
 def trainable_flops(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) -> int:
     """FLOPs of a forward pass of everything but the encoder on one micro-batch; the model is on the meta device."""
     features = made_up_features(config, batch, torch.device("meta"))
-    return count_flops(lambda: model.decode(model.fuse(features).z))
+    conditioning = made_up_conditioning(model, batch, torch.device("meta"))
+    return count_flops(lambda: model.decode(model.fuse(features).z, conditioning))
 
 
 def saved_bytes(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) -> int:
@@ -95,7 +98,7 @@ def saved_bytes(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) ->
 
     features = made_up_features(config, batch, torch.device("meta"))
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.decode(model.fuse(features).z)
+        model.decode(model.fuse(features).z, made_up_conditioning(model, batch, torch.device("meta")))
     return sum(saved.values())
 
 
@@ -105,6 +108,19 @@ def made_up_features(config: VFMVAEExperiment, batch: int, device: torch.device)
     sides = c.token_sides(config.data.resolution)
     levels = [torch.randn(batch, side**2, width, device=device) for side, width in zip(sides, c.patch_in_dimensions)]
     return Features(levels, [(side, side) for side in sides])
+
+
+def made_up_conditioning(model: VFMVAETokenizer, batch: int, device: torch.device) -> Conditioning | None:
+    """Random labels of the shapes that the decoder takes; None for an unconditional one."""
+    c = model.config.decoder
+    if c.reads_classes:
+        return Conditioning(torch.randn(batch, c.label_dim, device=device))
+    if not c.reads_texts:
+        return None
+    width = text_width(model.encoder)
+    tokens = torch.randn(batch, MAX_TOKENS, width, device=device)
+    mask = torch.ones(batch, MAX_TOKENS, dtype=torch.bool, device=device)
+    return Conditioning(torch.randn(batch, width, device=device), tokens, mask)
 
 
 def encoder_flops(encoder: VisionEncoder, config: VFMVAEExperiment, batch: int) -> int:

@@ -337,8 +337,8 @@ class Trainer:
             return
         path = self.run_dir / "samples" / f"reconstructions-{self.nimg:012d}.png"
         try:
-            inputs = self.data.preview(self.config.logging.image_snapshot_count)
-            save_grid(inputs, self.system.sample_images(inputs), path)
+            batch = self.data.preview(self.config.logging.image_snapshot_count)
+            save_grid(batch.images, self.system.sample_images(batch), path)
         except (OSError, UserError) as error:
             log.warning("%s could not be written: %s", path, error)
 

@@ -131,8 +131,8 @@ def folder_to_reference(
         include_encoder: write the frozen encoder's weights, as the reference does: the copy in the checkpoint, else
             from where its configuration points to.
 
-    Raises: CheckpointError if the checkpoint is damaged, the reference has no such encoder, or the file cannot be
-        written; UserError if the encoder cannot be loaded.
+    Raises: CheckpointError if the checkpoint is damaged, the reference has no such encoder or decoder, or the file
+        cannot be written; UserError if the encoder cannot be loaded.
     """
     folder = find_checkpoint(source, log.warning)
     content = read_model_folder(folder)
@@ -142,6 +142,7 @@ def folder_to_reference(
             f"{folder}: its encoder is of the family {family!r}, which the reference does not have; it can load only "
             f"{', '.join(REFERENCE_FAMILIES)}."
         )
+    _require_known_decoder(content.config, folder)
     path = _reference_path(Path(target), content.nimg, folder)
     if path.exists():
         raise CheckpointError(f"{path}: exists already; give a name that does not.")
@@ -154,6 +155,18 @@ def folder_to_reference(
     content = dataclasses.replace(content, origin=_with_licence(content.origin, licence, folder.name))
     write_reference(path, ReferenceCheckpoint(average, raw, content.discriminator, options, content.origin))
     return _summary(content, path, len(encoder))
+
+
+def _require_known_decoder(config: TokenizerConfig, folder: Path) -> None:
+    """Refuse a decoder that the reference names in its options and cannot build or run."""
+    decoder = config.decoder
+    found = None
+    if decoder.conditional:
+        found = "decoder.conditional: true"
+    elif decoder.use_convnext and not decoder.use_multiscale_output:
+        found = "decoder.use_multiscale_output: false with decoder.use_convnext: true"
+    if found:
+        raise CheckpointError(f"{folder}: its decoder is of a kind that the reference cannot run ({found}).")
 
 
 def _summary(content: ModelFolder, path: Path, encoder: int) -> Converted:

@@ -129,7 +129,8 @@ def build_tokenizer(
     Raises: CheckpointError that names missing, unexpected or misshapen weights.
     """
     noise = expected_noise(config, state, where)
-    model = VFMVAETokenizer(config, encoder or load_encoder(config.encoder), noise=noise)
+    own = encoder or load_encoder(config.encoder, config.decoder.reads_texts)
+    model = VFMVAETokenizer(config, own, noise=noise)
     load_weights(model, state, where)
     if encoder is None:
         load_encoder_weights(model, state, where)
@@ -142,7 +143,7 @@ def expected_noise(config: TokenizerConfig, state: Mapping[str, Tensor], where: 
     Raises: CheckpointError if the configuration says otherwise.
     """
     has_noise = has_noise_maps(state)
-    if config.decoder.legacy is not None and config.decoder.legacy != has_noise:
+    if config.decoder.use_convnext and config.decoder.legacy not in (None, has_noise):
         raise CheckpointError(
             f"{where}: decoder.legacy is {str(config.decoder.legacy).lower()}, but the file "
             f"{'has' if has_noise else 'has no'} noise maps; set it to {str(has_noise).lower()} or null."
@@ -151,7 +152,8 @@ def expected_noise(config: TokenizerConfig, state: Mapping[str, Tensor], where: 
 
 
 def has_noise_maps(state: Mapping[str, Tensor]) -> bool:
-    """Whether weights (own names) are of the `legacy` kind, with fixed noise maps in the decoder's layers."""
+    """Whether weights (own names) have fixed noise maps in the decoder's layers: the `legacy` kind of ConvNeXt
+    layers, and all layers that are not ConvNeXt."""
     return any(name.endswith(".noise_strength") for name in state)
 
 

@@ -52,6 +52,16 @@ CONVNEXT: Rows = [
     ("noise", "noise_const"),
     ("noise_strength", "noise_strength"),
 ]
+MODULATED_CONV: Rows = [
+    ("style_affine", "affine.proj"),
+    ("weight", "weight"),
+    ("bias", "bias"),
+    ("noise", "noise_const"),
+    ("noise_strength", "noise_strength"),
+    ("resample_kernel", "resample_filter"),
+    ("norm", "norm"),
+    ("gamma", "gamma"),
+]
 UPSAMPLER: Rows = [
     ("norm", "norm"),
     ("depthwise", "depthwise"),
@@ -59,10 +69,9 @@ UPSAMPLER: Rows = [
     ("blur_kernel", "blur_weight"),
 ]
 TO_RGB: Rows = [("affine", "affine.proj"), ("weight", "weight"), ("bias", "bias")]
-SELF_ATTENTION: Rows = [
-    ("attn.norm", "attn.norm"),
-    ("attn.null_kv", "attn.null_kv"),
-    *[(f"attn.{name}", f"attn.{name}") for name in ("to_q", "to_k", "to_v", "to_out")],
+_ATTENTION = ("norm", "norm_context", "null_kv", "to_q", "to_k", "to_v", "to_kv", "to_out")
+ATTENTION: Rows = [  # self- and cross-attention
+    *[(f"attn.{name}", f"attn.{name}") for name in _ATTENTION],
     ("ff_norm", "ff.0"),
     ("ff_in", "ff.1"),
     ("ff_out", "ff.3"),
@@ -71,14 +80,17 @@ QUANTIZER: Rows = [
     ("codebooks.{}.codes", "codebooks.{}.codebook.weight"),
     ("codebooks.{}.usage", "codebooks.{}.vocab_usage"),
 ]
-MAPPING: Rows = [("mlp.{}", "mlp.fc{}"), ("x_avg", "x_avg")]
+MAPPING: Rows = [("mlp.{}", "mlp.fc{}"), ("embed", "embed"), ("x_avg", "x_avg")]
 _WIDTH_PROJECTION: Rows = [*PROJECTION, ("weight", "weight"), ("bias", "bias")]  # attnproj, or conv
+_LAYER: Rows = [*CONVNEXT, *MODULATED_CONV]  # what both have has one name in both
 _BLOCK: Rows = [
     *_below("upsample", "seperate_upsample_conv", UPSAMPLER),
     *_below("skip_upsample", "last_upsample_conv", UPSAMPLER),
-    *_below("layers.0", "conv0", CONVNEXT),
-    *_below("layers.{+1}", "convs1.{}", CONVNEXT),
-    *_below("attention.{}", "self_attns.{}", SELF_ATTENTION),
+    *_below("layers.0", "conv0", _LAYER),
+    *_below("layers.{+1}", "convs1.{}", _LAYER),
+    ("resample_kernel", "resample_filter"),
+    *_below("attention.{}", "self_attns.{}", ATTENTION),
+    *_below("cross_attention.{}", "cross_attns.{}", ATTENTION),
     *_below("to_rgb", "torgb", TO_RGB),
 ]
 TOKENIZER: Rows = [

@@ -9,10 +9,13 @@ from torch.nn import functional as F
 from common.errors import ShapeError
 from networks.compression import initialise_adapter, project_tokens, width_projection
 from networks.config import TokenizerConfig
+from networks.decoder.convnext_block import ConvNeXtBlock
 from networks.decoder.latent_branch import latent_branch
 from networks.decoder.mapping import MappingNetwork
-from networks.decoder.synthesis_block import BlockPlan, SynthesisBlock
-from networks.interfaces import Decoded
+from networks.decoder.modulated_conv_block import ModulatedConvBlock
+from networks.decoder.synthesis_block import BlockPlan
+from networks.interfaces import Conditioning, Decoded
+from networks.layers.modulated_conv3x3 import FIXED_NOISE, LayerNoise
 from networks.tokens import map_to_tokens, tokens_to_map
 
 
@@ -30,18 +33,32 @@ class Expansion(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z [B, C, h, w] -> images of all resolutions. Nothing in it depends on h and w once it is built."""
+    """z [B, C, h, w] -> images of all resolutions.
 
-    def __init__(self, config: TokenizerConfig, noise: bool):
+    With ConvNeXt layers nothing in it depends on h and w once it is built; without them, noise maps fix both.
+
+    Args:
+        config: its shape.
+        noise: ConvNeXt layers with fixed noise maps (`legacy` weights).
+        text_dim: width of the text embeddings; 0 if it is not conditional on texts.
+    """
+
+    def __init__(self, config: TokenizerConfig, noise: bool, text_dim: int = 0):
         super().__init__()
         c, side = config.decoder, config.img_resolution
         z_channels = config.latent.channels()
         expanded = z_channels * c.decompress_factor
         self.pooled_side = c.z_pooled_resolution
         self.latent_multiple = c.latent_multiple(side, config.latent_side())
+        self.fixed_latent_side = None if c.use_convnext else config.latent_side()
         self.resolutions = c.block_resolutions(side)
         self.expansion = Expansion(z_channels, c.decompress_factor, c.how_to_decompress, c.attnproj_post_quant_layers)
-        self.mapping = MappingNetwork(expanded * self.pooled_side**2, c.z_dim_for_mapping_mlp_output)
+        self.mapping = MappingNetwork(
+            expanded * self.pooled_side**2,
+            c.z_dim_for_mapping_mlp_output,
+            text_dim=text_dim,
+            class_dim=c.label_dim if c.reads_classes else 0,
+        )
 
         branches, widths = {}, {}
         for k in c.concat_z_block_indices:
@@ -57,56 +74,84 @@ class Decoder(nn.Module):
         self.latent_branches = nn.ModuleDict(branches)
 
         channels = c.block_channels(side)
-        depths = dict(zip(c.attn_block_indices, c.attn_depths, strict=True)) if c.use_self_attn else {}
-        per_group = [3 if k <= 3 and c.add_additional_convnext else 2 for k in range(c.num_blocks)]
+        depths = dict(zip(c.attn_block_indices, c.attn_depths, strict=True))
+        block_class = ConvNeXtBlock if c.use_convnext else ModulatedConvBlock
         self.blocks = nn.ModuleList(
-            SynthesisBlock(
+            block_class(
                 BlockPlan(
                     index=k,
+                    side=self.resolutions[k],
                     n_in=(channels[k - 1] if k else 0) + widths.get(k, 0),
                     n_skip=channels[k - 1] if k else None,
                     channels=channels[k],
                     w_dim=self.mapping.w_dim,
-                    layers=1 + c.num_res_blocks * per_group[k],
-                    attention_depth=depths.get(k, 0),
-                    attention_heads=c.attn_heads,
-                    attention_ff_mult=c.attn_ff_mult,
+                    layers=1 + c.num_res_blocks * c.layers_per_group(k),
+                    self_attention=depths.get(k, 0) if c.use_self_attn else 0,
+                    cross_attention=depths.get(k, 0) if c.use_cross_attn else 0,
+                    heads=c.attn_heads,
+                    ff_mult=c.attn_ff_mult,
+                    context_channels=text_dim,
                     blur=c.use_gaussian_blur,
+                    sums_features=c.use_multiscale_output,
                     noise=noise,
+                    clamp=c.conv_clamp,
                 )
             )
             for k in range(c.num_blocks)
         )
 
-    def style(self, expanded: Tensor, truncation_psi: float = 1.0, update_average: bool = False) -> Tensor:
-        """w [B, w_dim] from the expanded latent, pooled to a global code (channel-major)."""
+    def style(
+        self,
+        expanded: Tensor,
+        label: Tensor | None = None,
+        truncation_psi: float = 1.0,
+        update_average: bool = False,
+    ) -> Tensor:
+        """w [B, w_dim] from the expanded latent, pooled to a global code (channel-major), and the label."""
         pooled = F.adaptive_avg_pool2d(expanded, self.pooled_side).flatten(1)
-        return self.mapping(pooled, truncation_psi, update_average)
+        return self.mapping(pooled, label, truncation_psi, update_average)
 
-    def forward(self, z: Tensor, truncation_psi: float = 1.0, update_average: bool = False) -> Decoded:
+    def forward(
+        self,
+        z: Tensor,
+        conditioning: Conditioning | None = None,
+        truncation_psi: float = 1.0,
+        update_average: bool = False,
+        noise: LayerNoise = FIXED_NOISE,
+    ) -> Decoded:
         """Decode a latent.
 
         Args:
             z: [B, C, h, w], raw (no scaling factor).
+            conditioning: what a conditional decoder depends on besides z.
             truncation_psi: see `MappingNetwork`.
             update_average: advance the running mean of the styles (training).
+            noise: what the layers of a decoder without ConvNeXt layers add to their outputs.
 
-        Raises: ShapeError if h or w does not suit the latent branches.
+        Raises: ShapeError if h or w does not suit the latent branches or the noise maps.
         """
-        multiple = self.latent_multiple
-        if z.shape[2] % multiple or z.shape[3] % multiple:
-            raise ShapeError(
-                f"a latent of {z.shape[2]} x {z.shape[3]} cannot be decoded; "
-                f"expected sides that are multiples of {multiple}."
-            )
+        self._check_sides(z.shape[2], z.shape[3])
         expanded = self.expansion(z)
-        w = self.style(expanded, truncation_psi, update_average)
+        label = None if conditioning is None else conditioning.label
+        w = self.style(expanded, label, truncation_psi, update_average)
         x, skip, images = None, None, []
         for k, block in enumerate(self.blocks):
             inputs = [] if x is None else [x]
             if str(k) in self.latent_branches:
                 branch = self.latent_branches[str(k)](expanded)
                 inputs.append(branch if x is None else branch.to(x.dtype))
-            x, skip, image = block(torch.cat(inputs, dim=1), skip, w)
+            x, skip, image = block(torch.cat(inputs, dim=1), skip, w, conditioning, noise)
             images.append(image)
         return Decoded(images[-1], dict(zip(self.resolutions[:-1], images[:-1], strict=True)))
+
+    def _check_sides(self, height: int, width: int) -> None:
+        multiple, side = self.latent_multiple, self.fixed_latent_side
+        if side is not None and (height, width) != (side, side):
+            raise ShapeError(
+                f"a latent of {height} x {width} cannot be decoded; expected {side} x {side}: the noise maps of a "
+                "decoder without ConvNeXt layers (decoder.use_convnext: false) fit one resolution."
+            )
+        if height % multiple or width % multiple:
+            raise ShapeError(
+                f"a latent of {height} x {width} cannot be decoded; expected sides that are multiples of {multiple}."
+            )

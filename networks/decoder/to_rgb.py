@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.layers.linear import StyleAffine
-from networks.layers.modulated import modulated_conv1x1
+from networks.layers.modulated import modulated_conv
 
 
 class ToRGB(nn.Module):
@@ -21,4 +21,17 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         styles = self.affine(w) * self.style_gain
-        return modulated_conv1x1(x, self.weight, styles, demodulate=False).float() + self.bias
+        return modulated_conv(x, self.weight, styles, demodulate=False).float() + self.bias.view(-1, 1, 1)
+
+
+class ClampedToRGB(ToRGB):
+    """RGB layer of the blocks without ConvNeXt layers: its image is clamped to [-clamp, clamp]."""
+
+    def __init__(self, channels: int, w_dim: int, clamp: float | None):
+        super().__init__(channels, w_dim)
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.clamp = clamp
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        image = super().forward(x, w)
+        return image if self.clamp is None else image.clamp(-self.clamp, self.clamp)

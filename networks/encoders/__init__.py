@@ -26,6 +26,7 @@ class EncoderFamily:
         architectures: regular expression of timm `architecture` names that belong to this family; "" for none.
         name_hint: regular expression, searched in the last component of a name in lower case.
         licence: of the published weights; their own page has the last word.
+        has_text: a text model comes with it.
     """
 
     target: str
@@ -36,6 +37,7 @@ class EncoderFamily:
     architectures: str = ""
     name_hint: str = ""
     licence: str = "see the encoder's own page"
+    has_text: bool = False
 
 
 # The first family that matches is taken: timm's names, which mention what they were trained like, come first.
@@ -72,6 +74,7 @@ FAMILIES: Registry = Registry(
             model_types=("siglip", "siglip_vision_model"),
             name_hint=r"siglip",
             licence="Apache-2.0",
+            has_text=True,
         ),
         "dinov2": EncoderFamily(
             "networks.encoders.dinov2:DINOv2Encoder",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import ShapeError, UserError
-from common.precision import full_precision
+from common.precision import frozen_precision
 from networks.interfaces import Features
+
+if TYPE_CHECKING:
+    from networks.encoders.text import TextEncoder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -52,6 +54,7 @@ class VisionEncoder(nn.Module):
         self.layers = list(layers)
         self.scale_factor = scale_factor
         self.model_config: dict[str, Any] | None = None
+        self.text_encoder: TextEncoder | None = None  # set where the decoder is conditional on texts
         self.register_buffer("pixel_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
         for layer in layers:
@@ -67,6 +70,16 @@ class VisionEncoder(nn.Module):
     @classmethod
     def empty_backbone(cls, vfm_name: str, revision: str | None) -> nn.Module | None:
         """The model without its weights, on the current device (meta, to count); None if its files are out of reach."""
+        raise NotImplementedError
+
+    @classmethod
+    def load_text_encoder(cls, vfm_name: str, revision: str | None) -> TextEncoder:
+        """The text model of the same folder or hub id. Raises UserError if the family has none, or it is not whole."""
+        raise UserError(f"decoder.conditional: true with texts, but the encoder {vfm_name!r} has no text model.")
+
+    @classmethod
+    def empty_text_encoder(cls, vfm_name: str, revision: str | None) -> TextEncoder | None:
+        """The text model as `empty_backbone` gives the vision model, and without a tokenizer."""
         raise NotImplementedError
 
     @property
@@ -147,7 +160,7 @@ class VisionEncoder(nn.Module):
         Raises: ShapeError if the resized image does not divide into patches.
         """
         pixels = self._pixels(images, input_scale)
-        with self._precision(pixels.device):
+        with frozen_precision(pixels.device):
             features = self.run(pixels)
         return Features([level.float() for level in features.levels], features.grids)
 
@@ -160,7 +173,7 @@ class VisionEncoder(nn.Module):
         Raises: ShapeError if the resized image does not divide into patches.
         """
         pixels = self._pixels(images, input_scale)
-        with self._precision(pixels.device):
+        with frozen_precision(pixels.device):
             return self.pool(pixels).float()
 
     def _pixels(self, images: Tensor, input_scale: float) -> Tensor:
@@ -172,8 +185,3 @@ class VisionEncoder(nn.Module):
                 f"{self.pixel_multiple}; use another image size or encoder.scale_factor."
             )
         return pixels
-
-    @staticmethod
-    def _precision(device: torch.device) -> AbstractContextManager:
-        on_cuda = device.type == "cuda"
-        return torch.autocast("cuda", dtype=torch.bfloat16) if on_cuda else full_precision(device)

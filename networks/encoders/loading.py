@@ -15,25 +15,39 @@ from networks.encoders.base import VisionEncoder
 from networks.encoders.recognition import model_config_of
 
 
-def load_encoder(config: EncoderConfig) -> VisionEncoder:
+def load_encoder(config: EncoderConfig, with_text: bool = False) -> VisionEncoder:
     """The frozen encoder that a configuration names, from a local folder, the hub or a package.
+
+    Args:
+        with_text: also load the text model that comes with it.
 
     Raises: UserError if it cannot be loaded whole, or its layers are not what the configuration says.
     """
     encoder_class: type[VisionEncoder] = import_object(FAMILIES[config.resolved_family()].target)
     backbone = encoder_class.load_backbone(config.vfm_name, config.revision)
-    return _with_layers(encoder_class, backbone, config)
+    encoder = _with_layers(encoder_class, backbone, config)
+    if with_text:
+        encoder.text_encoder = encoder_class.load_text_encoder(config.vfm_name, config.revision)
+    return encoder
 
 
-def empty_encoder(config: EncoderConfig) -> VisionEncoder | None:
+def empty_encoder(config: EncoderConfig, with_text: bool = False) -> VisionEncoder | None:
     """The encoder without its pretrained weights: on the meta device to count, elsewhere with random ones.
+
+    Args:
+        with_text: also build the text model that comes with it.
 
     Returns: None where its files, which tell its size, are out of reach.
     Raises: UserError if its layers are not what the configuration says.
     """
     encoder_class: type[VisionEncoder] = import_object(FAMILIES[config.resolved_family()].target)
     backbone = encoder_class.empty_backbone(config.vfm_name, config.revision)
-    return None if backbone is None else _with_layers(encoder_class, backbone, config)
+    if backbone is None:
+        return None
+    encoder = _with_layers(encoder_class, backbone, config)
+    if with_text:
+        encoder.text_encoder = encoder_class.empty_text_encoder(config.vfm_name, config.revision)
+    return encoder
 
 
 def _with_layers(encoder_class: type[VisionEncoder], backbone: nn.Module, config: EncoderConfig) -> VisionEncoder:

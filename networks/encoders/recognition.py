@@ -46,6 +46,19 @@ def hub_id(vfm_name: str) -> str | None:
     return name if is_id else None
 
 
+def model_source(vfm_name: str) -> str:
+    """What the transformers library loads a model from: a folder, or an id on the hub.
+
+    Raises: UserError if the folder does not exist.
+    """
+    folder = local_folder(vfm_name)
+    if folder is not None and not folder.is_dir():
+        raise UserError(
+            f"encoder.vfm_name: the folder {str(folder)!r} does not exist; give a model folder or a hub id."
+        )
+    return str(folder or hub_id(vfm_name) or vfm_name)
+
+
 def model_config_of(vfm_name: str, revision: str | None = None) -> dict[str, Any] | None:
     """The model's own `config.json`, from its folder or the hub's local cache; None if it is not at hand.
 

@@ -9,7 +9,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from common.errors import UserError
-from networks.encoders.transformers_vit import TransformersViT
+from networks.encoders.recognition import model_config_of
+from networks.encoders.text import TextEncoder, load_text_tokenizer
+from networks.encoders.transformers_vit import TransformersViT, load_pretrained
 
 
 class SigLIP2Encoder(TransformersViT):
@@ -19,6 +21,22 @@ class SigLIP2Encoder(TransformersViT):
     reference_names = tuple(
         (part, f"vision_model.{part}") for part in ("embeddings", "encoder.layers", "post_layernorm", "head")
     )
+
+    @classmethod
+    def load_text_encoder(cls, vfm_name: str, revision: str | None) -> TextEncoder:
+        from transformers import SiglipTextModel
+
+        backbone = load_pretrained(vfm_name, revision, lambda values: SiglipTextModel)
+        return TextEncoder(backbone, load_text_tokenizer(vfm_name, revision))
+
+    @classmethod
+    def empty_text_encoder(cls, vfm_name: str, revision: str | None) -> TextEncoder | None:
+        from transformers import SiglipTextConfig, SiglipTextModel
+
+        values = model_config_of(vfm_name, revision)
+        if values is None:
+            return None
+        return TextEncoder(SiglipTextModel(SiglipTextConfig.from_dict(values.get("text_config", {}))), None)
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, Any]:
         return self.backbone.embeddings(pixels, interpolate_pos_encoding=True), None

@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from common.errors import UserError
-from networks.encoders.recognition import hub_id, local_folder, model_config_of
+from networks.encoders.recognition import model_config_of, model_source
 from networks.encoders.vit import ViTEncoder
+
+
+def load_pretrained(
+    vfm_name: str,
+    revision: str | None,
+    model_class: Callable[[dict[str, Any]], Any],
+    file_prefix: str | None = None,
+) -> nn.Module:
+    """A whole model of the library from a folder or a hub id, fp32.
+
+    Args:
+        model_class: from the model's `config.json` to the library's class.
+        file_prefix: regular expression of a prefix that the weights carry in the file alone.
+
+    Raises: UserError if it cannot be loaded, or lacks weights, which the library would leave random.
+    """
+    from transformers import PreTrainedConfig
+
+    source = model_source(vfm_name)
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+        model, info = model_class(values).from_pretrained(
+            source,
+            revision=revision,
+            dtype=torch.float32,
+            key_mapping={file_prefix: ""} if file_prefix else None,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"encoder.vfm_name: {vfm_name!r} could not be loaded ({first_line}). Give a folder that holds "
+            f"config.json and weights, e.g. made with `hf download {vfm_name} --local-dir ...`."
+        ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"encoder.vfm_name: {vfm_name!r} lacks {len(missing)} weights of {type(model).__name__}, "
+            f"e.g. {missing[0]}; they would stay random. Give the folder of a complete model of this family."
+        )
+    return model
 
 
 class TransformersViT(ViTEncoder):
@@ -38,35 +79,7 @@ class TransformersViT(ViTEncoder):
 
     @classmethod
     def load_backbone(cls, vfm_name: str, revision: str | None) -> nn.Module:
-        from transformers import PreTrainedConfig
-
-        folder = local_folder(vfm_name)
-        if folder is not None and not folder.is_dir():
-            raise UserError(
-                f"encoder.vfm_name: the folder {str(folder)!r} does not exist; give a model folder or a hub id."
-            )
-        source = str(folder or hub_id(vfm_name) or vfm_name)
-        try:
-            values, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-            model, info = cls.model_class(values, vfm_name).from_pretrained(
-                source,
-                revision=revision,
-                dtype=torch.float32,
-                key_mapping={cls.file_prefix: ""} if cls.file_prefix else None,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(
-                f"encoder.vfm_name: {vfm_name!r} could not be loaded ({first_line}). Give a folder that holds "
-                f"config.json and weights, e.g. made with `hf download {vfm_name} --local-dir ...`."
-            ) from error
-        if missing := sorted(info["missing_keys"]):
-            raise UserError(
-                f"encoder.vfm_name: {vfm_name!r} lacks {len(missing)} weights of {type(model).__name__}, "
-                f"e.g. {missing[0]}; they would stay random. Give the folder of a complete model of this family."
-            )
-        return model
+        return load_pretrained(vfm_name, revision, lambda values: cls.model_class(values, vfm_name), cls.file_prefix)
 
     @classmethod
     def empty_backbone(cls, vfm_name: str, revision: str | None) -> nn.Module | None:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from networks.layers.depthwise import DepthwiseConv2d
 from networks.layers.linear import StyleAffine
-from networks.layers.modulated import modulated_conv1x1
+from networks.layers.modulated import modulated_conv
 from networks.layers.norm import GroupNorm
 
 EXPANSION = 4
@@ -50,7 +50,7 @@ class ModulatedConvNeXt(nn.Module):
             noise = (self.noise * self.noise_strength)[None, None]
             h = h + F.interpolate(noise, size=h.shape[-2:], mode="bilinear", align_corners=False)
         h = self.norm(h)
-        h = modulated_conv1x1(h, self.expand_weight, self.affine(w), self.expand_bias)
+        h = modulated_conv(h, self.expand_weight, self.affine(w), self.expand_bias)
         # gamma (W h + b) = (gamma W) h + gamma b: multiplied on the weights, which are smaller than the map.
         scale = self.gamma.flatten()
         return x + F.conv2d(F.gelu(h), self.project.weight * scale[:, None, None, None], self.project.bias * scale)

@@ -21,8 +21,20 @@ class GroupNorm(nn.GroupNorm):
             return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
 
 
+class TokenRMSNorm(nn.Module):
+    """x / max(||x||_2 over channels, 1e-12) * sqrt(C) * gamma, on tokens [B, L, C]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.scale = channels**0.5
+        self.gamma = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) * (self.scale * self.gamma).to(x.dtype)
+
+
 class ChannelRMSNorm(nn.Module):
-    """x / max(||x||_2 over channels, 1e-12) * sqrt(C) * gamma, on [B, C, H, W]."""
+    """The same on feature maps [B, C, H, W]."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Upsampling by 2 with a fixed blur."""
+"""Upsampling by 2 with a fixed filter."""
 
 from __future__ import annotations
 
@@ -10,6 +10,35 @@ from torch.nn import functional as F
 
 from networks.layers.depthwise import DepthwiseConv2d
 from networks.layers.norm import GroupNorm
+
+STYLEGAN_TAPS = (1, 3, 3, 1)
+
+
+def separable_kernel(taps: Sequence[int]) -> Tensor:
+    """Outer product [k, k] of taps with themselves, of sum 1."""
+    line = torch.tensor(taps, dtype=torch.float32)
+    return torch.outer(line, line) / line.sum() ** 2
+
+
+def upsample2d(x: Tensor, kernel: Tensor) -> Tensor:
+    """Upsampling of StyleGAN2: zeros between the pixels, then a filter; [B, C, H, W] -> [B, C, 2H, 2W].
+
+    Args:
+        kernel: [4, 4], symmetric, of sum 1; outside the image are zeros.
+    """
+    weight = (4 * kernel).to(x.dtype).expand(x.shape[1], 1, -1, -1)
+    return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
+
+
+def upsampling_conv(x: Tensor, weight: Tensor, kernel: Tensor) -> Tensor:
+    """3x3 convolution of an image with zeros between its pixels, then a filter; [B, C, H, W] -> [B, C', 2H, 2W].
+
+    Args:
+        weight: [C', C, 3, 3].
+        kernel: as in `upsample2d`.
+    """
+    y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # [B, C', 2H + 1, 2W + 1]
+    return F.conv2d(y, (4 * kernel).to(y.dtype).expand(y.shape[1], 1, -1, -1), padding=1, groups=y.shape[1])
 
 
 class BlurUpsampler(nn.Module):
@@ -29,9 +58,7 @@ class BlurUpsampler(nn.Module):
         self.pointwise = nn.Conv2d(n_in, 4 * n_out, 1, bias=False)
         self.has_blur = blur_taps is not None
         if self.has_blur:
-            taps = torch.tensor(blur_taps, dtype=torch.float32)
-            kernel = torch.outer(taps, taps) / taps.sum() ** 2
-            self.register_buffer("blur_kernel", kernel.expand(n_out, 1, -1, -1).clone())
+            self.register_buffer("blur_kernel", separable_kernel(blur_taps).expand(n_out, 1, -1, -1).clone())
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm_first:

@@ -124,6 +124,20 @@ KEYS = schema_keys(EXPERIMENTS["vfm_vae"])
         ),
         ("losses.kl.end_kimg=0", "losses.kl: end_kimg 0 is not after start_kimg 0; the term would never count."),
         ("system=vfm_vea", "system: found 'vfm_vea', expected one of vfm_vae. Closest: vfm_vae."),
+        (
+            "decoder.use_cross_attn=true",
+            "decoder.use_cross_attn: true, but it looks at tokens of texts; set decoder.conditional: true and "
+            "label_type: cls2text or text.",
+        ),
+        (
+            "decoder.use_convnext=false",
+            "equivariance.use_equivariance_regularization: true, but it changes the size of the latent, and with "
+            "decoder.use_convnext: false noise maps fix it.",
+        ),
+        (
+            "decoder.use_multiscale_output=false",
+            "losses.multiscale_pixel: needs decoder.use_multiscale_output: true, found false.",
+        ),
         ("training.init_kimg=20000", "training.total_kimg: found 20000, expected more than training.init_kimg 20000."),
     ],
 )
@@ -134,6 +148,56 @@ def test_a_mistake_is_reported_by_its_key(override, problem):
 def test_the_clip_loss_needs_labels_that_are_texts():
     lines = report_of(STAGE_0, ["losses.clip={weight: 0.5}", "data.label_type=none"])
     assert has(lines, "losses.clip.weight: found 0.5, which needs data.label_type cls2text or text, found none.")
+
+
+CONDITIONAL = ["decoder.conditional=true", "data.label_type=cls2id"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            [*CONDITIONAL, "decoder.label_type=cls2id", "decoder.label_dim=0"],
+            "decoder.label_dim: found 0, expected the number of classes: the decoder is conditional on class indices.",
+        ),
+        (
+            CONDITIONAL,
+            "decoder.conditional: true with decoder.label_type cls2text needs such labels; set data.label_type to "
+            "cls2text or text, found cls2id.",
+        ),
+        (
+            ["decoder.conditional=true", "encoder.family=dinov2"],
+            "decoder.conditional: true with label_type cls2text, but an encoder of the family dinov2 has no text "
+            "model; use one of siglip2",
+        ),
+        (
+            ["decoder.use_convnext=false", "decoder.channel_base=4096"],
+            "decoder.channel_base: gives block 5 16 channels, expected a multiple of 32 for its group norm.",
+        ),
+    ],
+)
+def test_relations_of_decoder_variants_are_reported(overrides, problem):
+    assert has(report_of(STAGE_0, overrides), problem)
+
+
+def test_a_decoder_of_every_kind_is_accepted():
+    for overrides in (
+        [*CONDITIONAL, "decoder.label_type=cls2id"],
+        [
+            "decoder.conditional=true",
+            "decoder.use_cross_attn=true",
+            "data.label_type=cls2text",
+            "data.cls_to_text_path=imagenet_info/imagenet_1k_cls_to_text.json",
+        ],
+        [
+            "decoder.use_convnext=false",
+            "decoder.use_multiscale_output=false",
+            "losses.multiscale_pixel=null",
+            "equivariance.use_equivariance_regularization=false",
+        ],
+    ):
+        unavailable = [problem.key for problem in load_config(STAGE_0, overrides).unavailable]
+        assert not [key for key in unavailable if key.startswith(("decoder.", "data."))]
 
 
 def test_a_missing_path_is_reported_with_its_nearest_neighbour(tmp_path):
@@ -206,9 +270,6 @@ def test_codebooks_need_no_loss_where_they_are_not_trained():
 
 NOT_BUILT_YET = {
     "losses.clip": "{weight: 1}",
-    "decoder.conditional": "true",
-    "decoder.use_cross_attn": "true",
-    "decoder.use_convnext": "false",
     "discriminator.use_patchgan_discriminator": "true",
     "training.precision": "fp16",
     "logging.tensorboard": "true",

@@ -13,7 +13,7 @@ class FakeTokenizer(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.config = SimpleNamespace(img_resolution=16)
+        self.config = SimpleNamespace(img_resolution=16, decoder=SimpleNamespace(conditional=False))
         self.gain = nn.Parameter(torch.tensor(1.0))
 
     def latent_shape(self, height, width):

@@ -134,6 +134,9 @@ def collect(folder: Path) -> list[Case]:
     return cases
 
 
+# Buffers with the values that their constructor gives; the fill rule leaves them alone.
+FIXED_BUFFERS = ("blur_kernel", "resample_kernel", "k_bias", "usage")
+
 # --- weights by the fill rule ------------------------------------------------------------------------------------
 
 
@@ -170,5 +173,5 @@ def load_filled(module: torch.nn.Module, state: dict[str, Tensor]) -> None:
     """Load weights by own names; everything but constructor-given buffers must be among them."""
     result = module.load_state_dict(state, strict=False)
     assert not result.unexpected_keys, result.unexpected_keys
-    kept = [name for name in result.missing_keys if name.rsplit(".", 1)[-1] not in ("blur_kernel", "k_bias", "usage")]
+    kept = [name for name in result.missing_keys if name.rsplit(".", 1)[-1] not in FIXED_BUFFERS]
     assert not kept, f"not filled: {kept}"

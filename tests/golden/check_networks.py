@@ -14,11 +14,12 @@ from losses.entropy import EntropyLoss
 from losses.vf_alignment import vf_alignment_loss
 from losses.vq import VQLoss
 from networks.checkpoint.names import (
+    ATTENTION,
     CONVNEXT,
     MAPPING,
+    MODULATED_CONV,
     PROJECTION,
     QUANTIZER,
-    SELF_ATTENTION,
     TO_RGB,
     UPSAMPLER,
     Rows,
@@ -26,16 +27,18 @@ from networks.checkpoint.names import (
     to_reference_name,
 )
 from networks.compression import unshuffle_tokens
+from networks.conditioning import Labels
 from networks.config import TokenizerConfig
 from networks.decoder.mapping import MappingNetwork
-from networks.decoder.to_rgb import ToRGB
+from networks.decoder.to_rgb import ClampedToRGB, ToRGB
 from networks.equivariance import EquivarianceTransform, draw_transform
-from networks.interfaces import Latent
+from networks.interfaces import Conditioning, Latent
 from networks.latent import DiagonalGaussian
-from networks.layers.attention import SelfAttentionBlock
+from networks.layers.attention import CrossAttentionBlock, SelfAttentionBlock
 from networks.layers.attention_projection import AttentionProjection
 from networks.layers.convnext import ModulatedConvNeXt
-from networks.layers.resample import BlurUpsampler
+from networks.layers.modulated_conv3x3 import LayerNoise, ModulatedConv3x3, ResidualModulatedConv3x3
+from networks.layers.resample import BlurUpsampler, separable_kernel, upsample2d
 from networks.quantizer import MultiCodebookQuantizer, Quantized, usage_percent
 from networks.tokens import map_to_tokens, tokens_to_map
 from networks.vfm_vae import VFMVAETokenizer
@@ -74,6 +77,9 @@ CONSTRUCTOR_DEFAULTS = {
     "num_fp16_res": 3,
     "conv_clamp": 256,
     "legacy": False,
+    "conditional": False,
+    "label_type": "cls2text",
+    "label_dim": 1000,
 }
 SYNTHESIS_DEFAULTS = {
     "channel_base": 32768,
@@ -105,11 +111,27 @@ def tokenizer_config(kwargs: dict, vfm: dict) -> TokenizerConfig:
     )
 
 
+class GivenTexts(torch.nn.Module):
+    """In place of a text model, where a case stores the embeddings of its texts: only their width is asked for."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+
+
+def labels_of(case: Case, config: TokenizerConfig) -> Labels:
+    """The stored labels of a case: one-hot classes, or embeddings of texts."""
+    c = case.tensors.get("c")
+    return Conditioning(c) if config.decoder.reads_texts else c
+
+
 def build_tiny(case: Case) -> VFMVAETokenizer:
     """The tokenizer of a case, with filled weights, in eval mode."""
     family = case.facts["vfm"]["family"]
     config = tokenizer_config(case.facts["generator_kwargs"], case.facts["vfm"])
     encoder = build_encoder(case.facts["vfm"], config.encoder.patch_from_layers, config.encoder.scale_factor)
+    if config.decoder.reads_texts:
+        encoder.text_encoder = GivenTexts(case.tensors["c"].shape[1])
     model = VFMVAETokenizer(config, encoder)
     state = filled_state(case.facts["state_dict"])
     load_filled(model, {to_own_name(key, family=family): value for key, value in state.items()})
@@ -137,15 +159,16 @@ def check_tiny(case: Case) -> None:
         checks |= _posterior_checks(latent.posterior, kwargs) | {"eps": lambda: eps, "z_sample": lambda: z}
     else:
         checks |= _quantized_checks(model, latent, kwargs)
-    decoder = model.decoder
+    decoder, c = model.decoder, labels_of(case, model.config)
+    conditioning = model.condition(c, len(images))
     expanded = decoder.expansion(z_mode)
-    decoded = model.decode(z_mode)
+    decoded = model.decode(z_mode, c)
     checks |= {
         "z_decoded": lambda: expanded,
         "z_pooled": lambda: torch.nn.functional.adaptive_avg_pool2d(expanded, decoder.pooled_side).flatten(1),
-        "w": lambda: decoder.style(expanded),
+        "w": lambda: decoder.style(expanded, None if conditioning is None else conditioning.label),
         "decode_img": lambda: decoded.reconstruction,
-        "forward_img": lambda: model.decode(z).reconstruction,
+        "forward_img": lambda: model.decode(z, c).reconstruction,
     }
     for i, image in enumerate(reversed(decoded.pyramid.values())):
         checks[f"decode_multiscale_{i}"] = lambda image=image: image
@@ -158,15 +181,15 @@ def check_tiny(case: Case) -> None:
         checks["vf_loss"] = lambda: vf_alignment_loss(model.alignment(z), features.as_map(last), **options)
     for name in case.tensors:
         if match := re.fullmatch(r"decode_img_truncation_([\d.]+)", name):
-            checks[name] = lambda psi=float(match[1]): model.decode(z_mode, psi).reconstruction
+            checks[name] = lambda psi=float(match[1]): model.decode(z_mode, c, psi).reconstruction
         if match := re.fullmatch(r"(z_before_quantize|decode_img)_eq_prior_([\d.]+)", name):
             small = EquivarianceTransform(float(match[2]), on_input=True)
             of_small = model.encoder(images, small.input_scale)
             z_small = model.fuse(of_small, noise=NO_NOISE).z
             checks[f"z_before_quantize_eq_prior_{match[2]}"] = lambda f=of_small: model.compression(f)
-            checks[f"decode_img_eq_prior_{match[2]}"] = lambda z=z_small: model.decode(z).reconstruction
+            checks[f"decode_img_eq_prior_{match[2]}"] = lambda z=z_small: model.decode(z, c).reconstruction
     for name in case.tensors:
-        if name != "img":
+        if name not in ("img", "c"):
             assert name in checks, f"{case.name}: the stored tensor {name!r} has no counterpart"
             found = checks[name]()
             is_number = found.numel() == case.tensors[name].numel() == 1
@@ -252,23 +275,74 @@ def _to_rgb(case: Case) -> None:
 
 def _self_attention(case: Case) -> None:
     k = case.facts["kwargs"]
-    module = _filled(case, SelfAttentionBlock(k["dim"], k["heads"], k["ff_mult"]), SELF_ATTENTION)
+    module = _filled(case, SelfAttentionBlock(k["dim"], k["heads"], k["ff_mult"]), ATTENTION)
     case.check("out", module(case.tensors["in/x"]))
 
 
+def _cross_attention(case: Case) -> None:
+    k = case.facts["kwargs"]
+    assert k["dim_head"] * k["heads"] == k["dim"], "heads share the channels"
+    module = _filled(case, CrossAttentionBlock(k["dim"], k["dim_context"], k["heads"], k["ff_mult"]), ATTENTION)
+    x, context = case.tensors["in/x"], case.tensors["in/context"]
+    if "out_nomask" in case.tensors:
+        case.check("out_nomask", module(x, context))
+    if "out_mask_upstream" in case.tensors:
+        # The reference withdraws the null token as soon as there is a mask; here it stays. Nothing else differs, so
+        # the reference's result must come from the same parts with that one entry of the mask turned.
+        mask = case.tensors["in/mask"].bool()
+        attended = module.attn.attend_to(x, context, torch.nn.functional.pad(mask, (1, 0), value=False))
+        case.check("out_mask_upstream", module.feed_forward(x + attended))
+        kept = module.attn.attend_to(x, context, torch.nn.functional.pad(mask, (1, 0), value=True))
+        assert torch.equal(module(x, context, mask), module.feed_forward(x + kept))
+
+
+def _modulated_conv(case: Case) -> None:
+    k = case.facts["kwargs"]
+    x, w = case.tensors["in/x"], case.tensors["in/w"]
+    residual, clamp = k.get("residual", False), k.get("conv_clamp", 256)
+    for name in case.tensors:
+        if name.startswith("in/"):
+            continue
+        gain = 0.5**0.5 if "gain_sqrt_half" in name or (name == "out" and residual) else 1.0
+        if residual:
+            module = ResidualModulatedConv3x3(k["out_channels"], k["w_dim"], k["resolution"], gain, clamp)
+        else:
+            module = ModulatedConv3x3(
+                k["in_channels"], k["out_channels"], k["w_dim"], k["resolution"], k.get("up", 1) == 2, gain, clamp
+            )
+        noise = LayerNoise("none" if "noise_none" in name else "const")
+        case.check(name, _filled(case, module, MODULATED_CONV)(x, w, noise))
+
+
+def _clamped_to_rgb(case: Case) -> None:
+    k = case.facts["kwargs"]
+    module = _filled(case, ClampedToRGB(k["in_channels"], k["w_dim"], k["conv_clamp"]), TO_RGB)
+    case.check("out", module(case.tensors["in/x"], case.tensors["in/w"]))
+
+
+def _upsample2d(case: Case) -> None:
+    k = case.facts["kwargs"]
+    assert k["up"] == 2, "images are only ever doubled"
+    case.check("out", upsample2d(case.tensors["in/img"], separable_kernel(k["filter"])))
+
+
 def _mapping(case: Case) -> None:
-    k, z = case.facts["kwargs"], case.tensors["in/z"]
-    module = _filled(case, MappingNetwork(k["z_dim_input"], k["w_dim"]), MAPPING)
+    k, z, label = case.facts["kwargs"], case.tensors["in/z"], case.tensors.get("in/c")
+    width = {"class_dim" if k["label_type"] == "cls2id" else "text_dim": k["c_dim"]}
+    module = _filled(case, MappingNetwork(k["z_dim_input"], k["z_dim_output"], **width), MAPPING)
     num_ws = case.tensors["w"].shape[1]
 
     def repeated(w: Tensor) -> Tensor:
         return w[:, None].expand(-1, num_ws, -1)
 
-    case.check("w", repeated(module(z)))
-    case.check("w_psi0.7", repeated(module(z, truncation_psi=0.7)))
-    case.check("w_train_step", repeated(module(z, update_average=True)))
+    assert module.w_dim == k["w_dim"]
+    case.check("w", repeated(module(z, label)))
+    for name in case.tensors:
+        if match := re.fullmatch(r"w_psi([\d.]+)", name):
+            case.check(name, repeated(module(z, label, truncation_psi=float(match[1]))))
+    case.check("w_train_step", repeated(module(z, label, update_average=True)))
     case.check("x_avg_after_train_step", module.x_avg)
-    module(z, update_average=True)
+    module(z, label, update_average=True)
     case.check("x_avg_after_2_train_steps", module.x_avg)
 
 
@@ -329,19 +403,14 @@ UNITS: dict[str, Callable[[Case], None]] = {
     "upblur": _upsampler,
     "convnext_torgb": _to_rgb,
     "self_attention_block": _self_attention,
-    "mapping_uncond": _mapping,
+    "cross_attention_block": _cross_attention,
+    "synlayer": _modulated_conv,
+    "torgb_stylegan": _clamped_to_rgb,
+    "upsample2d": _upsample2d,
+    "mapping": _mapping,
     "gaussian": _gaussian,
     "quantizer": _quantizer,
     "equivariance_draws": _equivariance_draws,
-}
-
-UNITS_TO_COME = {
-    "mapping_text": "conditional mapping network",
-    "mapping_cls2id": "conditional mapping network",
-    "cross_attention_block": "cross-attention",
-    "synlayer": "decoder without ConvNeXt layers",
-    "torgb_stylegan": "decoder without ConvNeXt layers",
-    "upsample2d": "decoder without multi-scale output",
 }
 
 

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from networks.checkpoint.names import to_own_name, to_reference_name
 from networks.vfm_vae import VFMVAETokenizer
-from tests.golden.cases import HERE, Case, collect, filled_state, load_filled
+from tests.golden.cases import FIXED_BUFFERS, HERE, Case, collect, filled_state, load_filled
 from tests.golden.check_encoders import build_encoder
 from tests.golden.check_networks import check_tiny, tokenizer_config
 
-KEPT = ("blur_kernel", "k_bias", "usage")
 VARIANTS = {
     "two codebooks with entropy": {"vocab_size": 32, "num_codebooks": 2, "use_entropy_loss": True, "vocab_beta": 0.5},
     "four codebooks without, by convolution": {"vocab_size": 64, "num_codebooks": 4, "how_to_compress": "conv"},
@@ -72,7 +71,7 @@ def write_case(folder: Path, changes: dict) -> Case:
     encoder = build_encoder(facts["vfm"], config.encoder.patch_from_layers, config.encoder.scale_factor)
     model = VFMVAETokenizer(config, encoder).eval()
     state_dict = [
-        [to_reference_name(name, family="siglip2"), list(value.shape), "float32", not name.endswith(KEPT)]
+        [to_reference_name(name, family="siglip2"), list(value.shape), "float32", not name.endswith(FIXED_BUFFERS)]
         for name, value in model.state_dict().items()
     ]
     weights = filled_state(state_dict)

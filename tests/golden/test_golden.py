@@ -11,7 +11,7 @@ from tests.golden.check_data import check_training_data
 from tests.golden.check_discriminators import check_diffaug, check_head, check_patchgan, check_projected
 from tests.golden.check_encoders import check_encoder
 from tests.golden.check_losses import check_pixel_losses, check_warmup
-from tests.golden.check_networks import UNITS_TO_COME, check_tiny, check_unit, longest_prefix
+from tests.golden.check_networks import check_tiny, check_unit
 from tests.golden.check_tools import check_psnr_ssim
 from tests.golden.check_total_loss import check_total_loss
 from tests.golden.check_training import (
@@ -57,20 +57,6 @@ TO_COME = {
 
 def reason_to_come(case: Case) -> str | None:
     """Why a case cannot pass yet, or None if it must."""
-    if case.kind == "networks_units":
-        found = longest_prefix(case.unit, UNITS_TO_COME)
-        return None if found is None else UNITS_TO_COME[found]
-    if case.kind == "networks_tiny":
-        kwargs = case.facts["generator_kwargs"]
-        if kwargs.get("conditional"):
-            return "conditional decoder"
-        if kwargs.get("use_cross_attn") and kwargs.get("attn_depths"):
-            return "cross-attention"
-        if not kwargs.get("use_convnext", True):
-            return "decoder without ConvNeXt layers"
-        if not kwargs.get("use_multiscale_output", True):
-            return "decoder without multi-scale output"
-        return None
     return next((reason for kind, reason in TO_COME.items() if case.kind.startswith(kind)), None)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import ConfigError, UserError
+from common.errors import UserError
 from configs.schema import VFMVAEExperiment, load_config
 from evaluation.cost import count_flops
 from tests.tiny import tiny_values, write_config
@@ -170,13 +170,6 @@ def test_wrong_layer_widths_are_an_error_and_no_reason_for_random_weights(values
 def test_a_batch_that_cannot_fit_is_refused_before_it_is_tried(values, tmp_path):
     with pytest.raises(UserError, match=r"batch size 100000000: .* GB of memory; use a smaller --batch-size"):
         run(values, tmp_path, batch_size=100_000_000)
-
-
-def test_a_network_that_is_not_built_is_refused(values, tmp_path):
-    values["decoder"]["use_cross_attn"] = True
-    loaded = load_config(write_config(values, tmp_path / "config.yaml"))
-    with pytest.raises(ConfigError, match=r"decoder.use_cross_attn: .* cross-attention is not built yet"):
-        loaded.require_networks()
 
 
 def test_attention_and_grouped_convolutions_are_counted_in_both_directions():

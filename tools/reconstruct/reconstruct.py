@@ -59,6 +59,7 @@ def reconstruct(arguments: argparse.Namespace, device) -> int:
 
     config = load_config(arguments.use_config).config.tokenizer() if arguments.use_config else None
     model = load_tokenizer(arguments.vae_pth, config, device=device, weights=arguments.weights)
+    refuse_conditional(model.config)
     resolution = arguments.resolution or model.config.img_resolution
     model.require_image_size(resolution, resolution)
     summary = reconstruct_folder(
@@ -81,6 +82,18 @@ def reconstruct(arguments: argparse.Namespace, device) -> int:
         if summary.unreadable:
             print(f"error: {len(summary.unreadable)} of {summary.found} images not readable", file=sys.stderr)
     return 1 if summary.unreadable else 0
+
+
+def refuse_conditional(config) -> None:
+    """Stop if the decoder needs labels, which a folder of images does not have."""
+    from common.errors import UserError
+
+    if config.decoder.conditional:
+        raise UserError(
+            f"--vae-pth: this tokenizer's decoder is conditional on labels (label_type {config.decoder.label_type}), "
+            "which a folder of images does not have; only decoders without labels can be used here. In Python, "
+            "`decode(z, c)` of the tokenizer takes labels."
+        )
 
 
 if __name__ == "__main__":

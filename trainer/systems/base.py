@@ -103,6 +103,6 @@ class System(Protocol):
         """Sizes of the networks, for the start of the log."""
         ...
 
-    def sample_images(self, images: Tensor) -> Tensor:
-        """What the EMA makes of uint8 images, uint8, for the sample grids."""
+    def sample_images(self, batch: Any) -> Tensor:
+        """What the EMA makes of the images of a batch, uint8, for the sample grids."""
         ...

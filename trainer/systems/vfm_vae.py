@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from common.errors import DataError
 from common.random import keyed_seed, python_generator, torch_generator
 from common.resize import resize_images
 from common.value_range import signed_to_unit, uint8_to_unit, unit_to_signed, unit_to_uint8
@@ -19,6 +21,7 @@ from losses.objective import Objective, Value, details, total
 from losses.schedule import Moment
 from networks.checkpoint import has_noise_maps, load_weights, read_weights, require_same_encoder
 from networks.checkpoint.folder import encoder_facts, model_config_values
+from networks.conditioning import Labels, TextCache
 from networks.encoders.loading import encoder_fingerprint, load_encoder
 from networks.equivariance import IDENTITY, EquivarianceTransform, draw_transform
 from networks.interfaces import TokenizerOutput
@@ -48,7 +51,8 @@ class VFMVAESystem:
         self.config = config
         self.device = device
         self.interpolation = config.encoder.interpolation()
-        encoder = load_encoder(config.encoder) if encoder is None else encoder
+        if encoder is None:
+            encoder = load_encoder(config.encoder, config.decoder.reads_texts)
         self.encoder_sha256 = encoder_fingerprint(encoder.state_dict())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_seed(config.run.random_seed, "initial weights"))
@@ -58,6 +62,8 @@ class VFMVAESystem:
         self.tokenizer = tokenizer.to(device, memory_format=memory_format)
         self.average = copy.deepcopy(self.tokenizer, memo={id(encoder): encoder}).eval().requires_grad_(False)
         self.tokenizer.train()
+        if config.decoder.reads_texts:
+            self.embed_texts = TextCache(encoder.text_encoder, with_tokens=config.decoder.use_cross_attn)
         self.objective = Objective(config.enabled_losses()).to(device)
         self.networks: dict[str, nn.Module] = {"tokenizer": self.tokenizer.trainable_parts()}
         self.averages: dict[str, nn.Module] = {"tokenizer": self.average.trainable_parts()}
@@ -79,7 +85,9 @@ class VFMVAESystem:
         transform = self._draw_transform(at)
         noise = torch_generator(at.seed, "posterior", at.step, at.micro_batch, device=self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.training.precision == "bf16"):
-            output = self.generator(images, noise, transform, cut_at_latent=True, update_average=at.is_first)
+            output = self.generator(
+                images, noise, transform, cut_at_latent=True, update_average=at.is_first, c=self._labels(batch)
+            )
         moment = Moment(at.nimg)
         inputs = self._loss_inputs(images, output, transform, moment)
         reconstruction_values = self.objective.reconstruction_terms(inputs, moment)
@@ -130,6 +138,21 @@ class VFMVAESystem:
         if at.is_first:
             self.tokenizer.quantizer.track_usage(shares, earlier=at.step)
         return {"latent/codebook_usages": usage_percent(shares)}
+
+    def _labels(self, batch: Batch) -> Labels:
+        """What the decoder depends on besides the latent. Raises DataError if a class is not one that it knows."""
+        c = self.config.decoder
+        if not c.conditional:
+            return None
+        if c.reads_texts:
+            return self.embed_texts(batch.texts)
+        highest = int(batch.labels.max())
+        if highest >= c.label_dim:
+            raise DataError(
+                f"{self.config.data.path}: found class {highest}, but decoder.label_dim is {c.label_dim}; "
+                "it must be above every class index of the data set."
+            )
+        return F.one_hot(batch.labels, c.label_dim).to(self.device, torch.float32)
 
     def _draw_transform(self, at: MicroStep) -> EquivarianceTransform:
         c = self.config.equivariance
@@ -200,10 +223,10 @@ class VFMVAESystem:
         )
 
     @torch.no_grad()
-    def sample_images(self, images: Tensor) -> Tensor:
+    def sample_images(self, batch: Batch) -> Tensor:
         """Reconstructions by the EMA, without noise of the posterior."""
-        z = self.average.encode(uint8_to_unit(images.to(self.device)), noise=torch.zeros(())).z
-        reconstruction = self.average.decode(z).reconstruction
+        z = self.average.encode(uint8_to_unit(batch.images.to(self.device)), noise=torch.zeros(())).z
+        reconstruction = self.average.decode(z, self._labels(batch)).reconstruction
         return unit_to_uint8(signed_to_unit(reconstruction), "nearest")
 
 

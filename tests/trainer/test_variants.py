@@ -1,0 +1,136 @@
+"""Tokenizers of other kinds train, resume exactly, and can be loaded, estimated and timed."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.config import Source
+from common.errors import CheckpointError, DataError, UserError
+from configs.schema import VFMVAEExperiment, check
+from networks.checkpoint import load_tokenizer
+from networks.checkpoint.convert import folder_to_reference
+from tests.tiny import tiny_values, write_class_texts
+from tests.trainer.conftest import build_trainer, merged, run_until, state_of
+from tools.reconstruct.reconstruct import refuse_conditional
+from trainer.benchmark import measure
+from trainer.dry_run import describe
+
+CLASSES = {
+    "data.label_type": "cls2id",
+    "decoder.conditional": True,
+    "decoder.label_type": "cls2id",
+    "decoder.label_dim": 3,
+}
+TEXTS = {"data.label_type": "cls2text", "decoder.conditional": True, "decoder.use_cross_attn": True}
+NO_CONVNEXT = {
+    "decoder.use_convnext": False,
+    "decoder.channel_base": 8192,
+    "decoder.use_multiscale_output": False,
+    "losses.multiscale_pixel": None,
+    "equivariance.use_equivariance_regularization": False,
+}
+SMALL = {
+    "data.resolution": 32,
+    "decoder.num_blocks": 3,
+    "losses.multiscale_pixel.weights": {16: 0.1, 8: 0.1},
+    "training.total_kimg": 0.012,  # three steps
+    "logging.image_snapshot_ticks": 1,
+}
+KINDS = {"classes": CLASSES, "texts": TEXTS, "no ConvNeXt": NO_CONVNEXT}
+
+
+@pytest.fixture
+def config_of(tiny_text_encoder, tiny_data, tmp_path):
+    """A small configuration of a kind: three steps, with a sample grid after each tick."""
+
+    def make(changes: dict[str, Any], name: str = "run") -> VFMVAEExperiment:
+        changes = {**SMALL, **changes}
+        if "cls2text" in changes.values():
+            changes["data.cls_to_text_path"] = str(write_class_texts(tmp_path / "texts.json"))
+        values = merged(tiny_values(tiny_text_encoder, tiny_data, tmp_path / name), changes)
+        return check(Source("tiny.yaml", values), require_runnable=True).config
+
+    return make
+
+
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS.keys())
+def test_training_on_one_batch_lowers_its_loss(config_of, changes: dict[str, Any]) -> None:
+    changes = {
+        **changes,
+        "equivariance.use_equivariance_regularization": False,
+        "optimizer.generator.lr": 0.01,
+        "losses.kl": None,
+        "losses.vf": None,
+    }
+    trainer = build_trainer(config_of(changes))
+    batches, losses = itertools.repeat(trainer.data.dataset[0]), []
+    for _ in range(14):
+        trainer.train_step(batches)
+        losses.append(trainer.means.take()["loss/l1_pixel"])
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+
+
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS.keys())
+def test_a_run_resumes_exactly_and_can_be_loaded(config_of, changes: dict[str, Any]) -> None:
+    unbroken = run_until(build_trainer(config_of(changes, "unbroken")))
+    config = config_of(changes, "stopped")
+    assert run_until(build_trainer(config), 2).step == 2
+    resumed = run_until(build_trainer(config))
+    expected, found = state_of(unbroken), state_of(resumed)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+    run_dir = Path(config.run.run_dir)
+    assert list((run_dir / "samples").glob("*.png"))
+
+    loaded = load_tokenizer(run_dir)
+    z = torch.randn(2, 4, 4, 4)
+    c = {"classes": torch.eye(3)[:2], "texts": ["a red fox", "crane"]}.get(
+        next(name for name, kind in KINDS.items() if kind is changes)
+    )
+    with torch.no_grad():
+        again = resumed.system.average.decode(z, c).reconstruction
+        assert torch.equal(loaded.decode(z, c).reconstruction, again)
+    reference = run_dir / "reference.pth"
+    if c is None:
+        refuse_conditional(loaded.config)
+        folder_to_reference(run_dir, reference)
+        with torch.no_grad():
+            assert torch.equal(load_tokenizer(reference, loaded.config).decode(z).reconstruction, again)
+    else:
+        with pytest.raises(CheckpointError, match=r"kind that the reference cannot run \(decoder\.conditional: true\)"):
+            folder_to_reference(run_dir, reference)
+        with pytest.raises(UserError, match=r"decoder is conditional on labels .* which a folder of images does not"):
+            refuse_conditional(loaded.config)
+
+
+def test_a_class_beyond_the_decoders_classes_stops_the_run(config_of) -> None:
+    trainer = build_trainer(config_of({**CLASSES, "decoder.label_dim": 2}))
+    with pytest.raises(DataError, match=r"found class 2, but decoder\.label_dim is 2; it must be above"):
+        trainer.run()
+
+
+@pytest.mark.parametrize("changes", [TEXTS, NO_CONVNEXT], ids=["texts", "no ConvNeXt"])
+def test_a_dry_run_counts_what_training_trains(config_of, changes: dict[str, Any]) -> None:
+    config = config_of(changes)
+    trained = build_trainer(config).system.selection.trainable
+    rows = dict(line.split("  ", 1) for line in describe(config, ranks=1).splitlines())
+    assert rows["trainable parameters"].split()[0] == f"{trained:,}"
+
+
+def test_a_dry_run_says_that_the_width_of_absent_texts_is_unknown(config_of) -> None:
+    config = config_of(TEXTS)
+    absent = config.encoder.model_copy(update={"vfm_name": "google/siglip2-large-patch16-512"})
+    with pytest.raises(UserError, match=r"needs the text model at encoder\.vfm_name, which tells the width"):
+        describe(config.model_copy(update={"encoder": absent}), ranks=1)
+
+
+def test_the_benchmark_times_a_conditional_tokenizer(config_of) -> None:
+    measured = measure(config_of(TEXTS), torch.device("cpu"), batch_size=2, repeats=1, gemm_side=64)
+    assert measured.parts["decode"].gflop > 0 and measured.parts["step"].gflop > measured.parts["decode"].gflop
+    assert "embedded once" in measured.left_out["text model"]
