@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.precision import full_precision
 from networks.layers.depthwise import DepthwiseConv2d
 from networks.layers.norm import GroupNorm
 
@@ -23,11 +24,14 @@ def separable_kernel(taps: Sequence[int]) -> Tensor:
 def upsample2d(x: Tensor, kernel: Tensor) -> Tensor:
     """Upsampling of StyleGAN2: zeros between the pixels, then a filter; [B, C, H, W] -> [B, C, 2H, 2W].
 
+    In the precision of its input, for it carries images from block to block.
+
     Args:
         kernel: [4, 4], symmetric, of sum 1; outside the image are zeros.
     """
     weight = (4 * kernel).to(x.dtype).expand(x.shape[1], 1, -1, -1)
-    return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
+    with full_precision(x.device):
+        return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 
 
 def upsampling_conv(x: Tensor, weight: Tensor, kernel: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ class Case:
     kind: str
     unit: str | None = None
     compared: int = field(default=0, init=False)
+    checked: set[str] = field(default_factory=set, init=False)
 
     @property
     def name(self) -> str:
@@ -111,6 +112,7 @@ class Case:
         difference = (found.detach().double() - reference.double()).abs().max().item()
         assert difference <= limit, f"{name}: differs by {difference:.3g}, allowed {limit:.3g}"
         self.compared += 1
+        self.checked.add(name)
 
     def check_value(self, name: str, found: float, reference: float, tolerance: float = 1e-5) -> None:
         """Compare a number: |difference| <= tolerance * max(1, |reference|)."""

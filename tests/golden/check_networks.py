@@ -299,7 +299,7 @@ def _cross_attention(case: Case) -> None:
 def _modulated_conv(case: Case) -> None:
     k = case.facts["kwargs"]
     x, w = case.tensors["in/x"], case.tensors["in/w"]
-    residual, clamp = k.get("residual", False), k.get("conv_clamp", 256)
+    residual, clamp = k.get("residual", False), k.get("conv_clamp")
     for name in case.tensors:
         if name.startswith("in/"):
             continue
@@ -316,7 +316,7 @@ def _modulated_conv(case: Case) -> None:
 
 def _clamped_to_rgb(case: Case) -> None:
     k = case.facts["kwargs"]
-    module = _filled(case, ClampedToRGB(k["in_channels"], k["w_dim"], k["conv_clamp"]), TO_RGB)
+    module = _filled(case, ClampedToRGB(k["in_channels"], k["w_dim"], k.get("conv_clamp")), TO_RGB)
     case.check("out", module(case.tensors["in/x"], case.tensors["in/w"]))
 
 
@@ -424,3 +424,5 @@ def check_unit(case: Case) -> None:
     kind = longest_prefix(case.unit, UNITS)
     assert kind is not None, f"no test for the unit {case.unit!r}"
     UNITS[kind](case)
+    unknown = {name for name in case.tensors if not name.startswith("in/")} - case.checked
+    assert not unknown, f"{case.name}: stored tensors without a counterpart: {sorted(unknown)}"

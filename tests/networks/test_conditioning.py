@@ -146,6 +146,16 @@ def test_noise_of_a_decoder_without_convnext_layers_can_be_chosen(without_convne
         unconditional.decode(z_of(), noise_mode="none")
 
 
+@torch.no_grad()
+def test_bf16_autocast_stays_close_to_fp32_without_convnext_layers(tiny_text_encoder) -> None:
+    model = tokenizer_of(VARIANTS["no ConvNeXt, summed images"], tiny_text_encoder)
+    exact = model.decode(z_of()).reconstruction
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model.decode(z_of()).reconstruction
+    assert rounded.dtype == torch.float32
+    assert (exact - rounded).norm() / exact.norm() < 0.05
+
+
 def test_another_resolution_is_refused_without_convnext_layers(without_convnext) -> None:
     with pytest.raises(ShapeError, match=r"latent of 8 x 12 cannot be decoded; expected 8 x 8: the noise maps"):
         without_convnext.decode(torch.randn(1, 4, 8, 12))
