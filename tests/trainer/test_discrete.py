@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.pipeline import Batch
 from tests.tiny import DISCRETE, fill_weights
 from tests.trainer.conftest import build_trainer, run_until, state_of
 from trainer.metrics import read_log
@@ -123,5 +124,6 @@ def test_reconstruction_draws_no_noise(discrete_config, tmp_path) -> None:
         reconstruct_batch(model, images, ["a", "b"], Protocol(64, latent=latent)) for latent in ("sample", "mode")
     )
     assert torch.equal(sampled, mode)
-    shown = trainer.system.sample_images(images)  # rounded to the nearest level, and not truncated as files are
+    batch = Batch(images, None, None, ["a", "b"], range(2))
+    shown = trainer.system.sample_images(batch)  # rounded to the nearest level, and not truncated as files are
     assert (shown.int() - mode.int()).abs().max() <= 1

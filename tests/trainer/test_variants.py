@@ -12,6 +12,7 @@ import torch
 from common.config import Source
 from common.errors import CheckpointError, DataError, UserError
 from configs.schema import VFMVAEExperiment, check
+from data.pipeline import Batch
 from networks.checkpoint import load_tokenizer
 from networks.checkpoint.convert import folder_to_reference
 from tests.tiny import tiny_values, write_class_texts
@@ -19,6 +20,7 @@ from tests.trainer.conftest import build_trainer, merged, run_until, state_of
 from tools.reconstruct.reconstruct import refuse_conditional
 from trainer.benchmark import measure
 from trainer.dry_run import describe
+from trainer.systems.vfm_vae import VFMVAESystem
 
 CLASSES = {
     "data.label_type": "cls2id",
@@ -113,6 +115,17 @@ def test_a_class_beyond_the_decoders_classes_stops_the_run(config_of) -> None:
     trainer = build_trainer(config_of({**CLASSES, "decoder.label_dim": 2}))
     with pytest.raises(DataError, match=r"found class 2, but decoder\.label_dim is 2; it must be above"):
         trainer.run()
+
+
+def test_captions_are_embedded_anew_for_each_batch(config_of) -> None:
+    config = config_of({**TEXTS, "decoder.label_type": "text"})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"label_type": "text"})})
+    system = VFMVAESystem(config, torch.device("cpu"))
+    assert system.embed_texts is system.tokenizer.encoder.text_encoder
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    shown = system.sample_images(Batch(images, None, ["a red fox", "crane"], ["a", "b"], range(2)))
+    other = system.sample_images(Batch(images, None, ["a red fox", "a blue whale"], ["a", "b"], range(2)))
+    assert torch.equal(shown[0], other[0]) and not torch.equal(shown[1], other[1])
 
 
 @pytest.mark.parametrize("changes", [TEXTS, NO_CONVNEXT], ids=["texts", "no ConvNeXt"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from networks.checkpoint.folder import encoder_facts, model_config_values
 from networks.conditioning import Labels, TextCache
 from networks.encoders.loading import encoder_fingerprint, load_encoder
 from networks.equivariance import IDENTITY, EquivarianceTransform, draw_transform
-from networks.interfaces import TokenizerOutput
+from networks.interfaces import Conditioning, TokenizerOutput
 from networks.quantizer import Quantized, usage_percent
 from networks.vfm_vae import VFMVAETokenizer
 from trainer.freeze import select_trainable, trained_parameters
@@ -63,7 +63,9 @@ class VFMVAESystem:
         self.average = copy.deepcopy(self.tokenizer, memo={id(encoder): encoder}).eval().requires_grad_(False)
         self.tokenizer.train()
         if config.decoder.reads_texts:
-            self.embed_texts = TextCache(encoder.text_encoder, with_tokens=config.decoder.use_cross_attn)
+            self.embed_texts: Callable[[Sequence[str]], Conditioning] = encoder.text_encoder
+            if config.data.label_type == "cls2text":  # few texts, again and again
+                self.embed_texts = TextCache(encoder.text_encoder, with_tokens=config.decoder.use_cross_attn)
         self.objective = Objective(config.enabled_losses()).to(device)
         self.networks: dict[str, nn.Module] = {"tokenizer": self.tokenizer.trainable_parts()}
         self.averages: dict[str, nn.Module] = {"tokenizer": self.average.trainable_parts()}
