@@ -71,6 +71,8 @@ def built_encoder(config: TokenizerConfig, weights: Mapping[str, Tensor], where:
     Returns: None if there is no copy, or nothing tells how to build it but its own files.
     Raises: CheckpointError if the copy does not fit.
     """
+    if config.decoder.reads_texts:
+        return None  # the text tokenizer is not copied, so its own files are needed anyway
     encoder = empty_encoder(config.encoder) if weights else None
     if encoder is not None:
         if problems := misfits(encoder.state_dict(), weights):
