@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from common.errors import UserError
 
@@ -29,7 +30,22 @@ def initialise(device: torch.device) -> None:
     if on_loopback and os.environ.get("MASTER_ADDR", "127.0.0.1") in ("127.0.0.1", "localhost"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     bound = device if backend == "nccl" else None
-    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10), device_id=bound)
+    timeout = datetime.timedelta(minutes=10)
+    dist.init_process_group(backend, timeout=timeout, device_id=bound, **_store_of_this_start(timeout))
+
+
+def _store_of_this_start(timeout: datetime.timedelta) -> dict[str, Any]:
+    """Arguments that keep this start of the processes apart from the ones before it.
+
+    torchrun restarts processes on the store of their predecessors, where the addresses of these are still to be found:
+    whoever reads one before it is overwritten waits for a dead process. On one machine the number of restarts tells
+    starts apart; several machines count their restarts on their own, and need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if restarts is None or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    return {"store": dist.PrefixStore(f"start {restarts}", store), "rank": rank, "world_size": world_size}
 
 
 def finalise() -> None:

@@ -45,7 +45,8 @@ def _start(rank: int, count: int, work: Callable[[int], Any], folder: Path) -> i
         os.environ.update(GLOO_SOCKET_IFNAME="lo", RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank))
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=count)
         (folder / f"rank{rank}.json").write_text(json.dumps(work(rank)))
-        dist.destroy_process_group()
+        if dist.is_initialized():  # the work may have left the group itself
+            dist.destroy_process_group()
         code = 0
     except BaseException:
         traceback.print_exc()
