@@ -15,6 +15,7 @@ from configs.schema import VFMVAEExperiment, check
 from data.pipeline import Batch
 from networks.checkpoint import load_tokenizer
 from networks.checkpoint.convert import folder_to_reference
+from tests.data.sample_files import encoded, pixels_of, write_tar
 from tests.tiny import tiny_values, write_class_texts
 from tests.trainer.conftest import build_trainer, merged, run_until, state_of
 from tools.reconstruct.reconstruct import refuse_conditional
@@ -147,3 +148,15 @@ def test_the_benchmark_times_a_conditional_tokenizer(config_of) -> None:
     measured = measure(config_of(TEXTS), torch.device("cpu"), batch_size=2, repeats=1, gemm_side=64)
     assert measured.parts["decode"].gflop > 0 and measured.parts["step"].gflop > measured.parts["decode"].gflop
     assert "embedded once" in measured.left_out["text model"]
+
+
+def test_a_run_on_captions_resumes_exactly(config_of, tmp_path) -> None:
+    keys = [f"picture_{number}" for number in range(8)]
+    members = [(f"{key}.png", encoded(pixels_of(key, 40, 40))) for key in keys]
+    members += [(f"{key}.txt", f"crane {number}".encode()) for number, key in enumerate(keys)]
+    write_tar(tmp_path / "data" / "0.tar", members)
+    changes = {**TEXTS, "data.label_type": "text", "decoder.label_type": "text", "data.path": str(tmp_path / "data")}
+    unbroken = run_until(build_trainer(config_of(changes, "unbroken")))
+    run_until(build_trainer(config_of(changes, "stopped")), 2)
+    expected, found = state_of(unbroken), state_of(run_until(build_trainer(config_of(changes, "stopped"))))
+    assert unbroken.step == 3 and all(torch.equal(value, found[name]) for name, value in expected.items())
