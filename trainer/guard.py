@@ -77,13 +77,26 @@ class Guard:
         self.left_out: list[int] = []
         self.rolled_back = False
         self.last_trouble = ""
+        self.overflowed = False
 
-    def accepts(self, phase: Phase, step: int, nimg: int, by_rank: Sequence[Mapping[str, float]]) -> bool:
+    def accepts(
+        self,
+        phase: Phase,
+        step: int,
+        nimg: int,
+        by_rank: Sequence[Mapping[str, float]],
+        loss_scale: float = 1.0,
+    ) -> bool:
         """Whether the optimiser of a phase may step; the answer is the same on every rank.
 
         Args:
             by_rank: every rank's losses and gradient norms, by name.
+            loss_scale: factor of the fp16 gradients before they were brought back. While it can still be lowered,
+                a gradient that is not finite under finite losses is an overflow, which is ordinary.
         """
+        self.overflowed = loss_scale > 1 and _only_gradients_overflow(by_rank)
+        if self.overflowed:
+            return False
         troubles = [
             f"rank {r}: {name} = {values[name]:g} ({reason})"
             for r, values in enumerate(by_rank)
@@ -116,6 +129,8 @@ class Guard:
 
     def count(self, step: int, accepted: bool) -> None:
         """Take note of a whole step."""
+        if not accepted and self.overflowed:
+            return
         self.in_a_row = 0 if accepted else self.in_a_row + 1
         if not accepted:
             self.refused.append(step)
@@ -151,3 +166,8 @@ class Guard:
 
 def _not_finite(values: Mapping[str, float]) -> dict[str, str]:
     return {name: "not finite" for name, value in values.items() if not math.isfinite(value)}
+
+
+def _only_gradients_overflow(by_rank: Sequence[Mapping[str, float]]) -> bool:
+    bad = {name for values in by_rank for name in _not_finite(values)}
+    return bool(bad) and all(name.startswith("gradient_norm/") for name in bad)

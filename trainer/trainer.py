@@ -64,6 +64,8 @@ class Trainer:
             phase.name: build_adam(phase.parameters, phase.optimizer, self.training.fused_optimizer)
             for phase in system.phases
         }
+        # fp16 gradients below 6e-8 would vanish, so the losses are scaled up for the backward pass.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.training.precision == "fp16")
         self.means = Means()
         self.stop = StopRequest()
         self.step = 0
@@ -203,6 +205,9 @@ class Trainer:
             self.guard.count(self.step, accepted)
             if accepted:
                 self._update_averages()
+            if self.scaler.is_enabled():
+                self.means.add({"loss_scale": self.scaler.get_scale()})
+                self.scaler.update()
         self.step += 1
         self.nimg += self.training.batch_size
         now = time.monotonic()
@@ -242,6 +247,7 @@ class Trainer:
         A refused phase leaves everything as it was, also the buffers that its forward passes advanced.
         """
         optimizer, accumulate = self.optimizers[phase.name], self.training.accumulate_gradients
+        scale = self.scaler.get_scale()
         buffers = [(b, b.clone()) for network in self.system.networks.values() for b in network.buffers()]
         reports = []
         for a, batch in enumerate(micro_batches):
@@ -251,24 +257,25 @@ class Trainer:
                 nimg=self.nimg,
                 micro_batch=rank() * accumulate + a,
                 is_first=a == 0,
-                share=1 / accumulate,
+                share=scale / accumulate,
             )
             with gradients_stay_local(phase.module, unless=a == accumulate - 1):
                 reports.append(self.system.backward(phase, batch, at))
+        self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in phase.parameters.values() if p.grad is not None])
         values = {name: torch.stack([r[name] for r in reports]).mean() for name in sorted(reports[0])}
         values[phase.gradient_norm] = norm
         if isinstance(phase.module, Distributed):
-            values[f"{phase.gradient_norm}/of_rank"] = phase.module.take_local_norm()
+            values[f"{phase.gradient_norm}/of_rank"] = phase.module.take_local_norm() / scale
         by_rank = self._of_all_ranks(values)
-        accepted = self.guard.accepts(phase, self.step, self.nimg, by_rank)
+        accepted = self.guard.accepts(phase, self.step, self.nimg, by_rank, scale)
         if accepted:
             rate = learning_rate(phase.optimizer, self.nimg, self.total_nimg)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             if phase.optimizer.max_grad_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(phase.parameters.values(), phase.optimizer.max_grad_norm, norm)
-            optimizer.step()
+            self.scaler.step(optimizer)
             self.means.add({name: sum(v[name] for v in by_rank) / len(by_rank) for name in by_rank[0]})
             self.means.add({f"learning_rate/{phase.name}": rate})
         else:
@@ -388,6 +395,7 @@ class Trainer:
             "derived_from": None if self.origin is None else self.origin.to_json(),
             "means": self.means.state_dict(),
             "guard": self.guard.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "skips": self.data.skips.gather().state_dict(),
         }
 
@@ -397,6 +405,8 @@ class Trainer:
         self.origin = Origin.from_json(state.get("derived_from"))
         self.means.load_state_dict(state["means"])
         self.guard.load_state_dict(state["guard"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         self.data.skips.load_state_dict(state["skips"] if rank() == 0 else SkipCounter(0).state_dict())
 
     def _progress_bar(self) -> tqdm:

@@ -21,7 +21,8 @@ class MicroStep:
         nimg: images seen before this step.
         micro_batch: index of the micro-batch among all of this step, over all ranks.
         is_first: the first micro-batch of this step on its rank; only then state that follows the data advances.
-        share: factor of its gradient, 1 / (micro-batches per rank); the mean over ranks is taken elsewhere.
+        share: factor of its gradient: the loss scale over the micro-batches per rank; the mean over ranks is taken
+            elsewhere.
     """
 
     seed: int
