@@ -301,6 +301,15 @@ def _micro_batch_fits_local_norm(c) -> str | None:
     )
 
 
+def _shared_pass_needs_one_micro_batch(c) -> str | None:
+    if not c.training.share_generator_forward or c.training.accumulate_gradients == 1:
+        return None
+    return (
+        f"true keeps the pass of every micro-batch alive until the tokenizer's phase, which is what training."
+        f"accumulate_gradients {c.training.accumulate_gradients} is there to avoid; set one of them to its default."
+    )
+
+
 RELATIONS: tuple[Relation, ...] = (
     *tokenizer_relations("data.resolution", lambda c: c.data.resolution),
     Relation(("encoder.patch_from_layers", "losses.vf"), _vf_needs_last_layer),
@@ -331,6 +340,7 @@ RELATIONS: tuple[Relation, ...] = (
         _equivariance_scales_fit,
     ),
     Relation(("training.total_kimg", "training.init_kimg"), _total_after_start),
+    Relation(("training.share_generator_forward", "training.accumulate_gradients"), _shared_pass_needs_one_micro_batch),
     Relation(("decoder.conditional", "decoder.label_type", "data.label_type"), _conditional_decoder_has_labels),
     Relation(("equivariance.use_equivariance_regularization", "decoder.use_convnext"), _equivariance_needs_any_size),
     Relation(("data.cls_to_text_path", "data.label_type"), _cls2text_needs_table),
@@ -417,9 +427,6 @@ def _option_is_built(key: str, what: str, used: Callable[[Any], bool]) -> Relati
 # Published options that this version knows and does not implement.
 NOT_BUILT: tuple[Relation, ...] = (
     Relation(("losses.clip.weight",), _clip_is_built),
-    _option_is_built("discriminator.use_stylegan_t_discriminator", "the StyleGAN-T discriminator", bool),
-    _option_is_built("discriminator.use_patchgan_discriminator", "the PatchGAN discriminator", bool),
-    _option_is_built("training.precision", "fp16 with loss scaling", lambda precision: precision == "fp16"),
     _option_is_built("logging.tensorboard", "the TensorBoard back-end", bool),
 )
 

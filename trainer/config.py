@@ -72,6 +72,9 @@ class TrainingConfig(StrictModel):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="fp32; bf16 autocast; fp16 in the decoder's num_fp16_res upper blocks (CUDA)."
     )
+    share_generator_forward: bool = Field(
+        False, description="One pass of the tokenizer serves both phases of a step; false: one for each."
+    )
     channels_last: bool = Field(False, description="Store activations channels-last (faster convolutions).")
     fused_optimizer: bool = Field(False, description="PyTorch's fused Adam.")
     cudnn_benchmark: bool = Field(True, description="Let cuDNN pick its kernels by timing.")

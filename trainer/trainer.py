@@ -201,10 +201,13 @@ class Trainer:
             self.means.add({"guard/left_out": 1.0})
         else:
             # A phase that is refused ends the step: the phases after it would train on the same bad batch.
-            accepted = all(self._train_phase(phase, micro_batches) for phase in self.system.phases)
+            phases = [phase for phase in self.system.phases if self.system.takes_part(phase, self.nimg)]
+            values: dict[str, float] = {}
+            accepted = all(self._train_phase(phase, micro_batches, values) for phase in phases)
             self.guard.count(self.step, accepted)
             if accepted:
                 self._update_averages()
+                self.system.after_step(values)
             if self.scaler.is_enabled():
                 self.means.add({"loss_scale": self.scaler.get_scale()})
                 self.scaler.update()
@@ -241,10 +244,11 @@ class Trainer:
             skips.gather().check()
         return micro_batches, bool(stop)
 
-    def _train_phase(self, phase: Phase, micro_batches: list[Batch]) -> bool:
+    def _train_phase(self, phase: Phase, micro_batches: list[Batch], values: dict[str, float]) -> bool:
         """Forward and backward on every micro-batch, then one optimiser step if all ranks agree. Returns whether.
 
-        A refused phase leaves everything as it was, also the buffers that its forward passes advanced.
+        What an accepted phase reports joins `values`. A refused one leaves everything as it was, also the buffers that
+        its forward passes advanced.
         """
         optimizer, accumulate = self.optimizers[phase.name], self.training.accumulate_gradients
         scale = self.scaler.get_scale()
@@ -263,11 +267,11 @@ class Trainer:
                 reports.append(self.system.backward(phase, batch, at))
         self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in phase.parameters.values() if p.grad is not None])
-        values = {name: torch.stack([r[name] for r in reports]).mean() for name in sorted(reports[0])}
-        values[phase.gradient_norm] = norm
+        own = {name: torch.stack([r[name] for r in reports]).mean() for name in sorted(reports[0])}
+        own[phase.gradient_norm] = norm
         if isinstance(phase.module, Distributed):
-            values[f"{phase.gradient_norm}/of_rank"] = phase.module.take_local_norm() / scale
-        by_rank = self._of_all_ranks(values)
+            own[f"{phase.gradient_norm}/of_rank"] = phase.module.take_local_norm() / scale
+        by_rank = self._of_all_ranks(own)
         accepted = self.guard.accepts(phase, self.step, self.nimg, by_rank, scale)
         if accepted:
             rate = learning_rate(phase.optimizer, self.nimg, self.total_nimg)
@@ -276,7 +280,8 @@ class Trainer:
             if phase.optimizer.max_grad_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(phase.parameters.values(), phase.optimizer.max_grad_norm, norm)
             self.scaler.step(optimizer)
-            self.means.add({name: sum(v[name] for v in by_rank) / len(by_rank) for name in by_rank[0]})
+            values |= {name: sum(row[name] for row in by_rank) / len(by_rank) for name in by_rank[0]}
+            self.means.add({name: values[name] for name in by_rank[0]})
             self.means.add({f"learning_rate/{phase.name}": rate})
         else:
             for buffer, before in buffers:
@@ -396,6 +401,7 @@ class Trainer:
             "means": self.means.state_dict(),
             "guard": self.guard.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "system": self.system.state_dict(),
             "skips": self.data.skips.gather().state_dict(),
         }
 
@@ -407,6 +413,7 @@ class Trainer:
         self.guard.load_state_dict(state["guard"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+        self.system.load_state_dict(state["system"])
         self.data.skips.load_state_dict(state["skips"] if rank() == 0 else SkipCounter(0).state_dict())
 
     def _progress_bar(self) -> tqdm:

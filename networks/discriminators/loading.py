@@ -15,16 +15,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from common.checkpoint_folder import find_checkpoint
 from common.errors import CheckpointError, UserError
 from common.torch_file import read_torch_file
 from networks.checkpoint.fit import misfits
+from networks.checkpoint.folder import read_model_folder
 from networks.checkpoint.names import PROJECTED, discriminator_rows, to_own_name, to_reference_name
+from networks.checkpoint.reference import read_reference
 from networks.config import DiscriminatorConfig
 from networks.discriminators.backbone import DINO_MODEL, TappedViT, empty_backbone
 from networks.discriminators.discriminators import Discriminators
 
 log = logging.getLogger(__name__)
 
+DISCRIMINATOR_FILE = "discriminators_raw.safetensors"  # of a run's checkpoint; own names, without the backbone
 DINO_FILE = "dino_deitsmall16_pretrain.pth"
 _BACKBONE, _PATCHGAN = "projected.backbone.", "patchgan."
 
@@ -145,6 +149,19 @@ def to_own_state(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         return {to_own_name(name, rows): value for name, value in state.items()}
     except KeyError as error:
         raise CheckpointError(f"{where}: weight {error} is not one of the reference's discriminators.") from error
+
+
+def read_discriminator_weights(path: str | Path) -> dict[str, Tensor]:
+    """Weights by own names from a checkpoint folder, a run folder or a reference `.pth`; empty if it has none.
+
+    Raises: CheckpointError if there is nothing, or it is damaged.
+    """
+    if not Path(path).is_dir():
+        return to_own_state(read_reference(path).discriminator, str(path))
+    folder = find_checkpoint(path, log.warning)
+    if (folder / DISCRIMINATOR_FILE).exists():
+        return load_file(folder / DISCRIMINATOR_FILE)
+    return to_own_state(read_model_folder(folder).discriminator, str(folder))
 
 
 def load_discriminator_weights(model: Discriminators, state: Mapping[str, Tensor], where: str) -> None:

@@ -77,11 +77,13 @@ def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
     """All weights, averages and optimiser states by name."""
     from trainer.optimizer import optimizer_tensors
 
-    state = {f"raw/{k}": v for k, v in trainer.system.networks["tokenizer"].state_dict().items()}
-    state |= {f"ema/{k}": v for k, v in trainer.system.averages["tokenizer"].state_dict().items()}
+    state = {}
+    for kind, networks in (("raw", trainer.system.networks), ("ema", trainer.system.averages)):
+        for network, module in networks.items():
+            state |= {f"{kind}/{network}/{name}": value for name, value in module.state_dict().items()}
     for phase in trainer.system.phases:
         tensors = optimizer_tensors(trainer.optimizers[phase.name], phase.parameters)
-        state |= {f"optimizer/{k}": v for k, v in tensors.items()}
+        state |= {f"optimizer/{phase.name}/{name}": value for name, value in tensors.items()}
     return {name: value.clone() for name, value in state.items()}
 
 

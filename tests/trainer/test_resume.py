@@ -75,7 +75,8 @@ def test_resuming_is_exact_in_bf16_with_accumulation_and_workers(make_config, tm
 def test_the_run_differs_with_its_seed(make_config, unbroken) -> None:
     trainer = run_until(build_trainer(make_config(changes={"run.random_seed": 4})))
     assert not torch.equal(
-        state_of(trainer)["raw/decoder.blocks.0.to_rgb.weight"], unbroken[0]["raw/decoder.blocks.0.to_rgb.weight"]
+        state_of(trainer)["raw/tokenizer/decoder.blocks.0.to_rgb.weight"],
+        unbroken[0]["raw/tokenizer/decoder.blocks.0.to_rgb.weight"],
     )
 
 

@@ -19,7 +19,7 @@ from networks.config import DiscriminatorConfig
 from networks.discriminators.blur import blur_images
 from networks.discriminators.discriminators import Discriminators
 from networks.discriminators.loading import build_discriminators
-from networks.fingerprint import fingerprint
+from networks.encoders.loading import encoder_fingerprint
 from networks.interfaces import Verdict
 from trainer.config import AdamConfig
 from trainer.parallel import distribute
@@ -60,7 +60,7 @@ class Adversary:
             torch.manual_seed(keyed_seed(seed, "initial weights of the discriminators"))
             self.discriminators = build_discriminators(config, interpolation, label_dim).to(device)
         projected = self.discriminators.projected
-        self.backbone_sha256 = None if projected is None else fingerprint(projected.backbone)
+        self.backbone_sha256 = None if projected is None else encoder_fingerprint(projected.backbone.state_dict())
         self.judge = distribute(_Judge(self.discriminators))
         names = [name for name in objective.terms if name in ("stylegan_t", "patchgan", "matching_aware")]
         self.phase = Phase(
@@ -136,6 +136,17 @@ class Adversary:
         """Identity of the frozen backbone, for a checkpoint's manifest."""
         return {"backbone": self.config.backbone, "sha256": self.backbone_sha256}
 
+    def require_same_backbone(self, recorded: Mapping[str, Any], where: str) -> None:
+        """Refuse a frozen backbone with other weights than the one that a checkpoint's discriminators stand on.
+
+        Raises: CheckpointError if they differ.
+        """
+        if recorded["sha256"] != self.backbone_sha256:
+            raise CheckpointError(
+                f"{where}: its discriminators were trained on another frozen backbone than the one that discriminator."
+                "backbone and discriminator.dino_path give now; point them to the same weights."
+            )
+
 
 class _Judge(nn.Module):
     """Both sides of the discriminators' comparison in one forward pass, as data-parallel training needs it."""
@@ -182,15 +193,3 @@ def _without_weight_gradients(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def require_same_backbone(found: Mapping[str, Any], recorded: Mapping[str, Any] | None, where: str) -> None:
-    """Refuse a frozen backbone with other weights than the one that a checkpoint's discriminators were trained on.
-
-    Raises: CheckpointError if they differ.
-    """
-    if recorded is None or recorded["sha256"] != found["sha256"]:
-        raise CheckpointError(
-            f"{where}: its discriminators were trained on another frozen backbone than the one that discriminator."
-            "backbone and discriminator.dino_path give now; point them to the same weights."
-        )

@@ -63,7 +63,7 @@ class System(Protocol):
     """Which networks there are, what one step does, and what is logged.
 
     Attributes:
-        phases: run in this order in every step.
+        phases: run in this order in a step; each has an optimiser.
         networks: everything whose weights a checkpoint keeps, by name of its file's prefix.
         averages: the EMA of (some of) these networks, by the same name.
     """
@@ -71,6 +71,22 @@ class System(Protocol):
     phases: list[Phase]
     networks: dict[str, nn.Module]
     averages: dict[str, nn.Module]
+
+    def takes_part(self, phase: Phase, nimg: int) -> bool:
+        """Whether a phase has anything to train after `nimg` images; the step leaves it out otherwise."""
+        ...
+
+    def after_step(self, values: Mapping[str, float]) -> None:
+        """Look at an accepted step: what its phases reported, as means over all ranks."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """State besides the networks, for a checkpoint; JSON values."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        ...
 
     def backward(self, phase: Phase, batch: Any, at: MicroStep) -> Mapping[str, Tensor]:
         """Forward and backward pass of one micro-batch in one phase; gradients add up. Returns scalars to log."""

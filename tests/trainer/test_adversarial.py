@@ -1,0 +1,203 @@
+"""Training against discriminators."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from common.errors import CheckpointError
+from common.value_range import unit_to_signed
+from tests.tiny import fill_weights
+from tests.trainer.conftest import build_trainer, run_until, state_of
+from tests.trainer.test_resume import comparable
+from trainer.systems.base import MicroStep
+
+AT = MicroStep(seed=3, step=0, nimg=0, micro_batch=0, is_first=True, share=1.0)
+STYLEGAN_T = {
+    "discriminator.use_stylegan_t_discriminator": True,
+    "discriminator.backbone": "random_tiny",
+    "losses.stylegan_t": {"weight": 1.0},
+}
+BOTH = {
+    **STYLEGAN_T,
+    "discriminator.use_patchgan_discriminator": True,
+    "discriminator.get_interm_feat": True,
+    "losses.patchgan": {"weight": 0.5},
+    "losses.feature_matching": {"weight": 2.0},
+    "losses.ssim": {"weight": 0.3},
+}
+
+
+def filled(config):
+    """A trainer whose weights are filled, so that no gradient is hidden by a zero."""
+    trainer = build_trainer(config)
+    fill_weights(trainer.system.tokenizer)
+    return trainer
+
+
+def trained(trainer) -> dict[str, set[str]]:
+    """Names of parameters with a gradient, by network."""
+    system = trainer.system
+    networks = {"tokenizer": system.tokenizer, "discriminators": system.adversary.discriminators}
+    return {
+        name: {key for key, p in network.named_parameters() if p.grad is not None} for name, network in networks.items()
+    }
+
+
+def test_each_phase_gives_gradients_to_its_network_only(make_config) -> None:
+    trainer = filled(make_config(changes=BOTH))
+    batch = next(trainer.data.micro_batches(0))
+    discriminator, generator = trainer.system.phases
+    trainer.system.backward(discriminator, batch, AT)
+    found = trained(trainer)
+    assert found["tokenizer"] == set()
+    assert found["discriminators"] == set(discriminator.parameters)
+    assert not any("backbone" in name for name in discriminator.parameters)
+    trainer.system.adversary.discriminators.zero_grad()
+    trainer.system.backward(generator, batch, AT)
+    found = trained(trainer)
+    assert found["tokenizer"] == set(generator.parameters)
+    assert found["discriminators"] == set()
+
+
+def test_an_optimiser_step_of_a_phase_moves_its_network_only(make_config) -> None:
+    trainer = filled(make_config(changes=BOTH))
+    trainer._start()
+    micro_batches, _ = trainer._fetch(trainer.data.micro_batches(0))
+    for phase, moved in zip(trainer.system.phases, ("discriminators", "tokenizer"), strict=True):
+        before = {name: p.detach().clone() for name, p in all_parameters(trainer)}
+        assert trainer._train_phase(phase, micro_batches, {})
+        changed = {name.split(".")[0] for name, p in all_parameters(trainer) if not torch.equal(before[name], p)}
+        assert changed == {moved}
+
+
+def all_parameters(trainer):
+    for network, module in trainer.system.networks.items():
+        for name, parameter in module.named_parameters():
+            yield f"{network}.{name}", parameter
+
+
+def test_gradients_equal_those_of_one_backward_of_the_weighted_sum(make_config) -> None:
+    """The cuts at the images and at the latent change no gradient; the adaptive weight knows no adversarial term."""
+    trainer = filled(make_config(changes={**BOTH, "equivariance.use_equivariance_regularization": False}))
+    system, batch = trainer.system, next(trainer.data.micro_batches(0))
+    report = system.backward(system.phases[-1], batch, AT)
+    found = {name: p.grad.clone() for name, p in system.tokenizer.named_parameters() if p.grad is not None}
+    system.tokenizer.zero_grad()
+
+    from dataclasses import replace
+
+    from losses.schedule import Moment
+
+    passed = system._pass(system.tokenizer, batch, AT, "")
+    inputs, moment = system._loss_inputs(passed, batch, Moment(0), AT), Moment(0)
+    output = system.tokenizer(passed.images, generator_of_posterior(), passed.transform)
+    inputs = replace(
+        inputs, reconstruction=output.decoded.reconstruction, pyramid=output.decoded.pyramid, latent=output.latent
+    )
+    assert torch.equal(inputs.target, unit_to_signed(passed.images))
+    reconstruction = system.objective.reconstruction_terms(inputs, moment)
+    judged = system.objective.adversarial_terms(system._judged(inputs, moment, AT), moment)
+    latent = system.objective.latent_terms(inputs, moment)
+    last = system.tokenizer.compression.last_weight
+    (of_images,) = torch.autograd.grad(_sum(reconstruction), last, retain_graph=True)
+    (of_vf,) = torch.autograd.grad(latent["vf"].loss, last, retain_graph=True)
+    weight = of_images.norm() / (of_vf.norm() + 1e-4)
+    loss = _sum(reconstruction) + _sum(judged) + weight * latent["vf"].loss + _sum({"kl": latent["kl"]})
+    loss.backward()
+    assert report["weight/vf"].item() == pytest.approx(weight.item(), rel=1e-3)
+    for name, parameter in system.tokenizer.named_parameters():
+        if parameter.grad is not None:
+            limit = 1e-4 * max(parameter.grad.abs().max().item(), 1e-3)
+            assert (found[name] - parameter.grad).abs().max().item() <= limit, name
+
+
+def _sum(values):
+    return sum(value.loss * value.weight for value in values.values())
+
+
+def generator_of_posterior():
+    from common.random import torch_generator
+
+    return torch_generator(3, "posterior", 0, 0)
+
+
+@pytest.mark.parametrize(("stop_at", "shared"), [(2, False), (4, True)])
+def test_resuming_is_exact_with_all_losses_and_discriminators(
+    make_config, tmp_path, stop_at: int, shared: bool
+) -> None:
+    states = []
+    for name, stops in (("unbroken", []), ("stopped", [stop_at])):
+        changes = {**BOTH, "run.run_dir": str(tmp_path / name), "training.share_generator_forward": shared}
+        config = make_config(changes=changes)
+        for stop in stops:
+            run_until(build_trainer(config), stop)
+        states.append(state_of(run_until(build_trainer(config))))
+    assert states[0].keys() == states[1].keys()
+    assert any("discriminators" in name for name in states[0])
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert comparable(tmp_path / "unbroken") == comparable(tmp_path / "stopped")
+
+
+def test_a_shared_pass_gives_the_tokenizer_the_same_gradients(make_config) -> None:
+    """It differs from two passes only in what the discriminators are shown."""
+    gradients = []
+    for shared in (False, True):
+        trainer = filled(make_config(changes={**STYLEGAN_T, "training.share_generator_forward": shared}))
+        batch = next(trainer.data.micro_batches(0))
+        trainer.system.backward(trainer.system.phases[0], batch, AT)
+        trainer.system.backward(trainer.system.phases[1], batch, AT)
+        gradients.append([p.grad.clone() for p in trainer.system.tokenizer.parameters() if p.grad is not None])
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
+
+
+def test_a_discriminator_in_its_warm_up_is_neither_trained_nor_heard(make_config) -> None:
+    changes = {**STYLEGAN_T, "losses.stylegan_t": {"weight": 1.0, "use_disc_warmup": True}}
+    trainer = run_until(build_trainer(make_config(changes=changes)), step=2)
+    fresh = build_trainer(make_config(changes={**changes, "run.run_dir": str(trainer.run_dir) + "_fresh"}))
+    before, after = (t.system.networks["discriminators"].state_dict() for t in (fresh, trainer))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_patchgan_that_comes_in_by_its_warm_up_freezes_the_first_half(make_config, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    changes = {**BOTH, "losses.patchgan": {"weight": 0.5, "use_disc_warmup": True}, "training.total_kimg": 0.04}
+    config = make_config(changes=changes)
+    trainer = build_trainer(config)
+    awaited = trainer.system.warmup._awaited["patchgan"]
+    awaited.update = lambda value: trainer.step >= 3
+    run_until(trainer, step=6)
+    assert "The warm-up of losses.patchgan is over." in caplog.text
+    grown = trainer.system.selection
+    assert grown.modules == ["decoder.blocks.3"]
+
+    resumed = build_trainer(config)
+    run_until(resumed, step=7)
+    assert resumed.system.selection == grown
+    state = state_of(resumed)
+    for name, value in state_of(trainer).items():
+        if name.startswith("raw/tokenizer") and "x_avg" not in name:
+            assert torch.equal(value, state[name]) == ("decoder.blocks.3." not in name), name
+
+
+def test_another_backbone_than_the_one_trained_on_is_refused(make_config, monkeypatch) -> None:
+    config = make_config(changes=STYLEGAN_T)
+    run_until(build_trainer(config), step=1)
+    other = build_trainer(config)
+    other.system.adversary.backbone_sha256 = "0" * 64
+    with pytest.raises(CheckpointError, match="trained on another frozen backbone"):
+        run_until(other)
+
+
+def test_a_run_takes_the_discriminators_of_the_one_before_it(make_config, tmp_path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    first = run_until(build_trainer(make_config(changes=STYLEGAN_T)), step=2)
+    changes = {**BOTH, "run.run_dir": str(tmp_path / "next"), "training.init_from": str(first.run_dir)}
+    second = build_trainer(make_config(changes=changes))
+    second._start()
+    assert "weights and EMA of the tokenizer and its discriminators" in caplog.text
+    assert "holds no PatchGAN; the one here starts from its initial weights" in caplog.text
+    before, after = (t.system.networks["discriminators"].state_dict() for t in (first, second))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
