@@ -21,6 +21,7 @@ from tests.golden.check_training import (
     check_lpips,
     check_safe_loss,
 )
+from tests.golden.check_trajectory import check_trajectory
 
 CHECKS = {
     "networks_tiny": check_tiny,
@@ -36,6 +37,7 @@ CHECKS = {
     "training_patchgan": check_patchgan,
     "training_pixel_losses": check_pixel_losses,
     "training_safe_loss": check_safe_loss,
+    "training_trajectory": check_trajectory,
     "training_stylegan_t_disc": check_projected,
     "training_total_loss": check_total_loss,
     "training_warmup": check_warmup,
@@ -43,7 +45,6 @@ CHECKS = {
 }
 
 TO_COME = {
-    "training_trajectory": "adversarial losses",
     "tools_cknna": "alignment analysis",
     "tools_se_cknna": "alignment analysis",
     "tools_generation_metrics": "generation metrics",

@@ -28,7 +28,7 @@ from networks.discriminators.loading import load_discriminator_weights, read_dis
 from networks.encoders.loading import encoder_fingerprint, load_encoder
 from networks.equivariance import IDENTITY, EquivarianceTransform, draw_transform
 from networks.interfaces import Conditioning, TokenizerOutput
-from networks.quantizer import Quantized, usage_percent
+from networks.quantizer import usage_percent
 from networks.vfm_vae import VFMVAETokenizer
 from trainer.freeze import select_trainable, trained_parameters
 from trainer.parallel import distribute
@@ -312,15 +312,16 @@ class VFMVAESystem:
 
     def _freeze(self) -> None:
         """Train what the train mode says, or the second half of the decoder once a PatchGAN came in by a warm-up."""
-        config = self.config.training
-        if self.warmup.freezes_first_half:
-            config = config.model_copy(update={"train_mode": "train_the_second_half_decoder"})
+        config = self.config.training.model_copy(update={"train_mode": self._train_mode()})
         selection = select_trainable(self.tokenizer, config)
         if selection == self.selection:
             return
         log.info("Trained from now on: %s.", ", ".join(selection.modules))
         self.selection, self.generator = selection, distribute(self.tokenizer)
         self.phases[-1] = replace(self.phases[-1], module=self.generator)
+
+    def _train_mode(self) -> str:
+        return "train_the_second_half_decoder" if self.warmup.freezes_first_half else self.config.training.train_mode
 
     def state_dict(self) -> dict[str, Any]:
         return {"warmup": self.warmup.state_dict()}
@@ -364,7 +365,7 @@ class VFMVAESystem:
         encoder = sum(p.numel() for p in self.tokenizer.encoder.parameters())
         rest = self.selection.frozen - encoder
         text = (
-            f"{self.config.training.train_mode}: {self.selection.trainable:,} trainable parameters, "
+            f"{self._train_mode()}: {self.selection.trainable:,} trainable parameters, "
             f"{encoder:,} in the frozen encoder, {rest:,} frozen otherwise."
         )
         if self.adversary is not None:
