@@ -19,7 +19,7 @@ from networks.checkpoint import to_own_name
 from networks.latent import DiagonalGaussian
 from tests.golden.cases import Case, fill, filled_state, load_filled
 from tests.golden.check_discriminators import filled_discriminators
-from tests.golden.check_networks import build_tiny_encoder
+from tests.golden.check_encoders import build_encoder
 from trainer.systems.vfm_vae import VFMVAESystem
 from trainer.trainer import Trainer
 
@@ -128,7 +128,7 @@ def _check_end(case: Case, trainer: Trainer) -> None:
 def _trainer(case: Case) -> Trainer:
     facts, device = case.facts, torch.device("cpu")
     config = _config(facts)
-    encoder = build_tiny_encoder(facts["vfm"], config.tokenizer())
+    encoder = build_encoder(facts["vfm"], config.encoder.patch_from_layers, config.encoder.scale_factor)
     discriminators = filled_discriminators(config.discriminator, config.encoder.interpolation())
     with (
         patch("trainer.systems.adversarial.build_discriminators", lambda *arguments: discriminators),
