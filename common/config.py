@@ -213,7 +213,7 @@ def merge(source: Source, values: Mapping[str, Any], origin: str) -> None:
 
 
 def apply_overrides(source: Source, overrides: Sequence[str]) -> Source:
-    """Lay `section.key=value` overrides over a source; values are read as YAML.
+    """Lay `section.key=value` overrides over a source; values are read as YAML, and replace what was there.
 
     Raises: ConfigError for an override that is not of that form.
     """
@@ -222,11 +222,17 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> Source:
         keys = path.strip().split(".")
         if not equals or not all(keys):
             raise ConfigError(f"--set {override}: expected section.key=value, e.g. --set training.batch_size=64.")
-        nested: Any = parse_yaml(text, f"--set {path}")
-        for key in reversed(keys):
-            nested = {key: nested}
-        merge(source, nested, "--set")
+        value = parse_yaml(text, f"--set {path}")
+        if isinstance(value, Mapping):
+            merge(source, _nested(keys, None), "--set")  # else it would only be laid over the mapping that is there
+        merge(source, _nested(keys, value), "--set")
     return source
+
+
+def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return value
 
 
 # --- checking ------------------------------------------------------------------------------------------------

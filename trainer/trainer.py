@@ -251,7 +251,7 @@ class Trainer:
         its forward passes advanced.
         """
         optimizer, accumulate = self.optimizers[phase.name], self.training.accumulate_gradients
-        scale = self.scaler.get_scale()
+        scale = self._loss_scale()
         buffers = [(b, b.clone()) for network in self.system.networks.values() for b in network.buffers()]
         reports = []
         for a, batch in enumerate(micro_batches):
@@ -289,6 +289,12 @@ class Trainer:
         self.means.add({f"guard/skipped_{phase.name}": float(not accepted)})
         optimizer.zero_grad(set_to_none=True)
         return accepted
+
+    def _loss_scale(self) -> float:
+        """Factor of the losses in this step's backward passes."""
+        if not self.scaler.is_enabled():
+            return 1.0
+        return self.scaler.scale(torch.ones((), device=self.device)).item()
 
     def _of_all_ranks(self, values: dict[str, Tensor]) -> list[dict[str, float]]:
         """The values of every rank, with one collective and one wait for the device."""

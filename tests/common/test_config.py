@@ -141,6 +141,12 @@ def test_overrides_are_read_as_yaml_and_win(tmp_path):
     assert source.origin(("training", "layers")) == "--set"
 
 
+def test_an_override_of_a_mapping_replaces_it(tmp_path):
+    path = write(tmp_path / "a.yaml", "training: {batch_size: 8, weights: {128: 1, 64: 1}}\n")
+    source = load_source(path, ["training.weights={32: 0.5}"])
+    assert source.values == {"training": {"batch_size": 8, "weights": {32: 0.5}}}
+
+
 @pytest.mark.parametrize("override", ["training.batch_size", "=5", ".a=5", "a..b=5"])
 def test_a_malformed_override_shows_the_form(tmp_path, override):
     source = load_source(write(tmp_path / "a.yaml", "run_dir: r\n"))
