@@ -131,11 +131,11 @@ def measurable(config: VFMVAEExperiment, batch_size: int | None) -> Measurable:
     if config.decoder.reads_texts:
         left_out["text model"] = "class texts are embedded once in a run; the embeddings are made up"
     if config.discriminator.enabled:
-        left_out["discriminator"] = "its phase of the step is not built yet"
+        left_out["discriminator"] = "the step that is timed is the tokenizer's phase alone"
     if config.equivariance.use_equivariance_regularization:
         left_out["equivariance"] = "every step runs at full size; a step with a smaller scale costs less"
     if training.precision == "fp16":
-        left_out["fp16"] = "not built yet; runs in fp32"
+        left_out["fp16"] = "runs in fp32 here"
     images = batch_size or training.batch_size // training.accumulate_gradients
     training = training.model_copy(
         update={
@@ -157,7 +157,7 @@ def _computable(name: str, term: Any) -> Any:
     """The configuration of a term that can be built. Raises UserError that says why it cannot."""
     loss = import_object(LOSSES[name].target)(term)
     if not isinstance(loss, Loss) or loss.group == "adversarial":
-        raise UserError("its part of the step is not built yet")
+        raise UserError("the discriminators are not part of the step that is timed")
     return term
 
 

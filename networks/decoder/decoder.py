@@ -37,6 +37,9 @@ class Decoder(nn.Module):
 
     With ConvNeXt layers nothing in it depends on h and w once it is built; without them, noise maps fix both.
 
+    Attributes:
+        fp16_blocks: so many blocks of the highest resolutions run in fp16, 0 to begin with.
+
     Args:
         config: its shape.
         noise: ConvNeXt layers with fixed noise maps (`legacy` weights).
@@ -76,6 +79,7 @@ class Decoder(nn.Module):
         channels = c.block_channels(side)
         depths = dict(zip(c.attn_block_indices, c.attn_depths, strict=True))
         block_class = ConvNeXtBlock if c.use_convnext else ModulatedConvBlock
+        self.fp16_blocks = 0
         self.blocks = nn.ModuleList(
             block_class(
                 BlockPlan(
@@ -135,14 +139,24 @@ class Decoder(nn.Module):
         label = None if conditioning is None else conditioning.label
         w = self.style(expanded, label, truncation_psi, update_average)
         x, skip, images = None, None, []
+        first_in_fp16 = len(self.blocks) - self.fp16_blocks
         for k, block in enumerate(self.blocks):
-            inputs = [] if x is None else [x]
-            if str(k) in self.latent_branches:
-                branch = self.latent_branches[str(k)](expanded)
-                inputs.append(branch if x is None else branch.to(x.dtype))
-            x, skip, image = block(torch.cat(inputs, dim=1), skip, w, conditioning, noise)
+            if k < first_in_fp16:
+                x, skip, image = block(self._block_input(k, x, expanded), skip, w, conditioning, noise)
+            else:
+                with torch.autocast(z.device.type, dtype=torch.float16):
+                    skip = None if skip is None else skip.half()
+                    x = self._block_input(k, x, expanded).half()
+                    x, skip, image = block(x, skip, w, conditioning, noise)
             images.append(image)
         return Decoded(images[-1], dict(zip(self.resolutions[:-1], images[:-1], strict=True)))
+
+    def _block_input(self, k: int, x: Tensor | None, expanded: Tensor) -> Tensor:
+        """The features of the block before, and the latent branch if block k has one."""
+        if str(k) not in self.latent_branches:
+            return x
+        branch = self.latent_branches[str(k)](expanded)
+        return branch if x is None else torch.cat([x, branch.to(x.dtype)], dim=1)
 
     def _check_sides(self, height: int, width: int) -> None:
         multiple, side = self.latent_multiple, self.fixed_latent_side

@@ -38,6 +38,11 @@ def modulated_conv(
         demodulate: normalise the output channels.
         convolve: the convolution of x with the weight.
     """
+    if demodulate and x.dtype == torch.float16:
+        # Demodulation undoes any scale of weights and styles; small ones keep the products below fp16's 65504.
+        fan_in = weight[0].numel()
+        weight = weight / (weight.abs().amax(dim=(1, 2, 3), keepdim=True) * fan_in**0.5)
+        styles = styles / styles.abs().amax(dim=1, keepdim=True)
     y = convolve(x * styles[:, :, None, None].to(x.dtype), weight)
     if demodulate:
         with full_precision(x.device):

@@ -124,7 +124,7 @@ def test_what_is_not_built_or_absent_is_left_out_by_name(values, tmp_path, monke
         "fp16",
     }
     assert "vgg16-397923af.pth" in record["left_out"]["losses.perceptual"]
-    assert record["left_out"]["losses.stylegan_t"] == "its part of the step is not built yet"
+    assert record["left_out"]["losses.stylegan_t"] == "the discriminators are not part of the step that is timed"
     assert record["setting"]["losses"] == ["l1_pixel", "l2_pixel", "multiscale_pixel", "kl", "vf"]
     assert record["setting"]["precision"] == "fp32"
     table = as_table(record)

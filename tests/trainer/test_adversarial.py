@@ -99,7 +99,7 @@ def test_gradients_equal_those_of_one_backward_of_the_weighted_sum(make_config) 
     )
     assert torch.equal(inputs.target, unit_to_signed(passed.images))
     reconstruction = system.objective.reconstruction_terms(inputs, moment)
-    judged = system.objective.adversarial_terms(system._judged(inputs, moment, AT), moment)
+    judged = system.objective.adversarial_terms(system._judged(inputs, None, moment, AT), moment)
     latent = system.objective.latent_terms(inputs, moment)
     last = system.tokenizer.compression.last_weight
     (of_images,) = torch.autograd.grad(_sum(reconstruction), last, retain_graph=True)
@@ -200,3 +200,20 @@ def test_a_run_takes_the_discriminators_of_the_one_before_it(make_config, tmp_pa
     assert "holds no PatchGAN; the one here starts from its initial weights" in caplog.text
     before, after = (t.system.networks["discriminators"].state_dict() for t in (first, second))
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_discriminators_of_a_conditional_decoder_see_its_labels(make_config) -> None:
+    changes = {
+        **STYLEGAN_T,
+        "data.label_type": "cls2id",
+        "decoder.conditional": True,
+        "decoder.label_type": "cls2id",
+        "decoder.label_dim": 3,
+        "losses.matching_aware": {"weight": 1.0},
+    }
+    trainer = filled(make_config(changes=changes))
+    batch = next(trainer.data.micro_batches(0))
+    report = trainer.system.backward(trainer.system.phases[0], batch, AT)
+    assert {"discriminator/stylegan_t", "discriminator/matching_aware"} <= set(report)
+    maps = [p for n, p in trainer.system.adversary.discriminators.named_parameters() if "label" in n or "map" in n]
+    assert maps and all(p.grad is not None and p.grad.abs().max() > 0 for p in maps)

@@ -95,6 +95,8 @@ class VFMVAESystem:
             torch.manual_seed(keyed_seed(config.run.random_seed, "initial weights"))
             tokenizer = VFMVAETokenizer(config.tokenizer(), encoder, noise=_has_noise(config))
         self.selection = select_trainable(tokenizer, config.training)
+        if config.training.precision == "fp16" and device.type == "cuda":
+            tokenizer.decoder.fp16_blocks = config.decoder.num_fp16_res
         memory_format = torch.channels_last if config.training.channels_last else torch.contiguous_format
         self.tokenizer = tokenizer.to(device, memory_format=memory_format)
         self.average = copy.deepcopy(self.tokenizer, memo={id(encoder): encoder}).eval().requires_grad_(False)
