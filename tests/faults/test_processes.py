@@ -1,0 +1,99 @@
+"""Processes that are killed or told to stop."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.conftest import final_tensors, largest_difference
+from tests.faults.warm import Run
+from tests.trainer.test_resume import comparable
+
+KILLS = [pytest.param(3, id="3 kills"), pytest.param(20, id="20 kills", marks=pytest.mark.slow)]
+EVERY_STEP = {"training.kimg_per_tick": 0.004, "checkpoint.network_snapshot_ticks": 1}
+
+
+def slow_checkpoints() -> None:
+    """Make the writing of checkpoints take about as long as the training between them."""
+    from trainer import checkpointing
+
+    save_tensors = checkpointing._save_tensors
+
+    def slowly(tensors, path):
+        save_tensors(tensors, path)
+        time.sleep(0.1)
+
+    checkpointing._save_tensors = slowly
+
+
+def wait_until(happened: Callable[[], object], timeout: float = 60) -> None:
+    """Wait for something that a run does."""
+    deadline = time.monotonic() + timeout
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("kills", KILLS)
+def test_a_killed_run_goes_on_from_a_complete_checkpoint(config_file, tmp_path, kills: int) -> None:
+    rng = random.Random(kills)
+    changes = {**EVERY_STEP, "training.total_kimg": 4 * (5 * kills + 3) / 1000}
+    config, checkpoints = config_file("killed", changes), tmp_path / "killed" / "checkpoints"
+    inside_a_write = 0
+    for i in range(kills):
+        run = Run(config, fault=slow_checkpoints)
+        if i % 3 != 2:
+            run.wait_for("Resumed from|No checkpoint in")
+        if i % 3 == 0:
+            wait_until(lambda: any(checkpoints.glob(".*")))
+        time.sleep(rng.uniform(0, 0.1 if i % 3 == 0 else 1.2))
+        run.signal(signal.SIGKILL)
+        assert run.wait() == [-signal.SIGKILL]
+        inside_a_write += any(checkpoints.glob(".*"))
+    assert inside_a_write > 0
+    run = Run(config)
+    assert run.wait() == [0]
+    assert "Resumed from" in run.text() or "No checkpoint in" in run.text()
+    assert Run(config_file("undisturbed", changes)).wait() == [0]
+    difference = largest_difference(final_tensors(tmp_path / "undisturbed"), final_tensors(tmp_path / "killed"))
+    assert difference == 0
+    assert comparable(tmp_path / "killed") == comparable(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_stops_both_at_the_same_step_and_resumes_exactly(config_file, tmp_path, number) -> None:
+    changes = {"training.total_kimg": 0.048}
+    stopped = config_file("stopped", changes)
+    run = Run(stopped, ranks=2)
+    run.wait_for("starting from scratch", rank=0)
+    wait_until(lambda: (tmp_path / "stopped" / "log.jsonl").read_text())
+    began = time.monotonic()
+    run.signal(number, rank=1)
+    assert run.wait() == [143, 143]
+    assert time.monotonic() - began < 30
+    (manifest,) = [
+        json.loads((folder / "manifest.json").read_text())
+        for folder in sorted((tmp_path / "stopped" / "checkpoints").iterdir())[-1:]
+    ]
+    assert 0 < manifest["nimg"] < 48
+    assert Run(stopped, ranks=2).wait() == [0, 0]
+    assert Run(config_file("undisturbed", changes), ranks=2).wait() == [0, 0]
+    difference = largest_difference(final_tensors(tmp_path / "undisturbed"), final_tensors(tmp_path / "stopped"))
+    assert difference == 0
+
+
+def test_a_killed_rank_ends_the_other_with_an_error_within_a_minute(config_file) -> None:
+    run = Run(config_file("run", {"training.total_kimg": 4.0}), ranks=2)
+    run.wait_for("starting from scratch", rank=0)
+    time.sleep(1)
+    began = time.monotonic()
+    run.signal(signal.SIGKILL, rank=1)
+    codes = run.wait(timeout=60)
+    assert time.monotonic() - began < 60
+    assert codes[1] == -signal.SIGKILL
+    assert codes[0] not in (0, 143, -signal.SIGKILL)
