@@ -100,10 +100,10 @@ def verify(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     try:
         text = (folder / "manifest.json").read_bytes()
-        expected = (folder / "manifest.sha256").read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        expected = (folder / "manifest.sha256").read_bytes()
+    except OSError as error:
         raise DamagedCheckpointError(f"{folder}: its manifest cannot be read ({error}).") from error
-    if sha256_of(folder / "manifest.json") != expected:
+    if _line_of_sha256(folder / "manifest.json") != expected:
         raise DamagedCheckpointError(
             f"{folder / 'manifest.json'}: damaged; its SHA-256 is not the one in manifest.sha256."
         )
@@ -179,7 +179,11 @@ def _write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     }
     manifest = {"schema_version": SCHEMA_VERSION, **facts, "files": files, "versions": library_versions()}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    (folder / "manifest.sha256").write_text(sha256_of(folder / "manifest.json") + "\n", encoding="ascii")
+    (folder / "manifest.sha256").write_bytes(_line_of_sha256(folder / "manifest.json"))
+
+
+def _line_of_sha256(path: Path) -> bytes:
+    return sha256_of(path).encode("ascii") + b"\n"
 
 
 def library_versions() -> dict[str, str]:

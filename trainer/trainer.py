@@ -78,7 +78,8 @@ class Trainer:
         self.tick_start_nimg = self.nimg
         self.train_seconds = 0.0
         self.checkpoints_written = 0
-        self.save_failures = 0
+        self.save_failures = 0  # in a row
+        self.all_save_failures = 0
         self.origin: Origin | None = None
         self._start_clocks()
 
@@ -338,6 +339,7 @@ class Trainer:
             "progress/nimg": self.nimg,
             "progress/kimg": self.nimg / 1000,
             **self.means.take(),
+            "checkpoint/failures": self.all_save_failures,
             "data/samples_seen": skips.seen,
             "data/samples_skipped": skips.skipped,
             "timing/images_per_second": (self.nimg - self._tick_clock_nimg) / seconds,
@@ -387,6 +389,7 @@ class Trainer:
             self.saved_nimg, self.save_failures = self.nimg, 0
             return
         self.save_failures += 1
+        self.all_save_failures += 1
         log.error("The checkpoint after %s images could not be written: %s", f"{self.nimg:,}", failure)
         if is_last or self.save_failures >= MAX_SAVE_FAILURES:
             raise CheckpointError(
@@ -403,6 +406,7 @@ class Trainer:
             "tick_start_nimg": self.tick_start_nimg,
             "train_seconds": self.train_seconds,
             "checkpoints_written": self.checkpoints_written,
+            "all_save_failures": self.all_save_failures,
             "derived_from": None if self.origin is None else self.origin.to_json(),
             "means": self.means.state_dict(),
             "guard": self.guard.state_dict(),
@@ -412,7 +416,15 @@ class Trainer:
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        for name in ("step", "nimg", "tick", "tick_start_nimg", "train_seconds", "checkpoints_written"):
+        for name in (
+            "step",
+            "nimg",
+            "tick",
+            "tick_start_nimg",
+            "train_seconds",
+            "checkpoints_written",
+            "all_save_failures",
+        ):
             setattr(self, name, state[name])
         self.origin = Origin.from_json(state.get("derived_from"))
         self.means.load_state_dict(state["means"])

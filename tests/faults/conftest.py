@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from common.checkpoint_folder import list_checkpoints
 from tests.tiny import tiny_values, write_config
-from tests.trainer.conftest import merged
+from tests.trainer.conftest import keep_signal_handlers, make_config, merged  # noqa: F401  (fixtures)
 
 
 @pytest.fixture

@@ -22,13 +22,13 @@ def slow_checkpoints() -> None:
     """Make the writing of checkpoints take about as long as the training between them."""
     from trainer import checkpointing
 
-    save_tensors = checkpointing._save_tensors
+    save_tensors = checkpointing.save_tensors
 
     def slowly(tensors, path):
         save_tensors(tensors, path)
         time.sleep(0.1)
 
-    checkpointing._save_tensors = slowly
+    checkpointing.save_tensors = slowly
 
 
 def wait_until(happened: Callable[[], object], timeout: float = 60) -> None:

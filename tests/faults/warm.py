@@ -52,7 +52,7 @@ class Run:
             time.sleep(0.01)
 
     def wait(self, timeout: float = 120) -> list[int]:
-        """Exit codes of all ranks (negative: the signal that ended it); one that takes too long is killed, and a failure."""
+        """Exit codes of all ranks, negative for a signal. One that takes too long is killed, and a failure."""
         deadline = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(deadline - time.monotonic(), 0))

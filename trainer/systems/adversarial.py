@@ -89,6 +89,7 @@ class Adversary:
             fake, real: reconstructions and their targets, [B, 3, S, S] in [-1, 1], without gradient.
             label: [B, label_dim]; None where they are not conditioned.
         """
+        self._start_norms(at)
         moment = self.moment(at.nimg)
         shuffled = None
         if self.objective.discriminators_need("fake_shuffled", moment):
@@ -103,7 +104,6 @@ class Adversary:
             shuffled,
             self._generator("augmentation of reconstructions, discriminator phase", at),
             self._generator("augmentation of targets, discriminator phase", at),
-            at.is_first,
         )
         values = self.objective.discriminator_terms(inputs, moment)
         loss = total(values, touching=[*_outputs(inputs.fake), *_outputs(inputs.real)])
@@ -115,15 +115,27 @@ class Adversary:
 
     def of_reconstruction(self, image: Tensor, label: Tensor | None, at: MicroStep) -> Verdict:
         """What the discriminators say of a reconstruction; gradients reach the image, not their weights."""
+        self._start_norms(at)
         generator = self._generator("augmentation of reconstructions, generator phase", at)
         with _without_weight_gradients(self.discriminators):
-            return self.discriminators(blur_images(image, self._sigma(at)), label, generator, at.is_first)
+            return self.discriminators(blur_images(image, self._sigma(at)), label, generator, update_norms=True)
 
     @torch.no_grad()
     def of_target(self, image: Tensor, label: Tensor | None, at: MicroStep) -> Verdict:
         """What they say of a target, for the features that a reconstruction is compared with."""
         generator = self._generator("augmentation of targets, generator phase", at)
-        return self.discriminators(blur_images(image, self._sigma(at)), label, generator, at.is_first)
+        return self.discriminators(blur_images(image, self._sigma(at)), label, generator, update_norms=True)
+
+    def _start_norms(self, at: MicroStep) -> None:
+        """Let the power iterations of every micro-batch of a phase start from the same vectors.
+
+        So they advance as in a step of one micro-batch, and how a batch is split changes nothing.
+        """
+        vectors = [b for name, b in self.discriminators.named_buffers() if name.endswith(("weight_u", "weight_v"))]
+        if at.is_first:
+            self._norms_at_start = [vector.clone() for vector in vectors]
+        for vector, start in zip(vectors, self._norms_at_start, strict=True):
+            vector.copy_(start)
 
     def _sigma(self, at: MicroStep) -> float:
         return blur_sigma(at.nimg, self.config.blur_init_sigma, self.config.blur_fade_kimg)
@@ -163,15 +175,14 @@ class _Judge(nn.Module):
         shuffled: Tensor | None,
         fake_generator: torch.Generator,
         real_generator: torch.Generator,
-        update_norms: bool,
     ) -> DiscriminatorInputs:
         judged = [
-            self.discriminators(fake, label, fake_generator, update_norms),
-            self.discriminators(real, label, real_generator, update_norms),
+            self.discriminators(fake, label, fake_generator, update_norms=True),
+            self.discriminators(real, label, real_generator, update_norms=True),
         ]
         if shuffled is not None:
-            judged.append(self.discriminators(fake, shuffled, fake_generator, update_norms))
-            judged.append(self.discriminators(real, shuffled, real_generator, update_norms))
+            judged.append(self.discriminators(fake, shuffled, fake_generator, update_norms=True))
+            judged.append(self.discriminators(real, shuffled, real_generator, update_norms=True))
         return DiscriminatorInputs(*judged)
 
 
