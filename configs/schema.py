@@ -408,12 +408,6 @@ def _nearest_path(value: str) -> str:
     return f" (closest in that folder: {near[0]})" if near else ""
 
 
-def _clip_is_built(c) -> str | None:
-    """The loss is, but the training step does not hand texts to the losses yet."""
-    term = c.losses.clip
-    return f"found {term.weight:g}, but the loss 'clip' is not built yet." if term and term.enabled else None
-
-
 def _option_is_built(key: str, what: str, used: Callable[[Any], bool]) -> Relation:
     section, _, leaf = key.partition(".")
 
@@ -425,10 +419,7 @@ def _option_is_built(key: str, what: str, used: Callable[[Any], bool]) -> Relati
 
 
 # Published options that this version knows and does not implement.
-NOT_BUILT: tuple[Relation, ...] = (
-    Relation(("losses.clip.weight",), _clip_is_built),
-    _option_is_built("logging.tensorboard", "the TensorBoard back-end", bool),
-)
+NOT_BUILT: tuple[Relation, ...] = (_option_is_built("logging.tensorboard", "the TensorBoard back-end", bool),)
 
 
 # --- loading ---------------------------------------------------------------------------------------------------
