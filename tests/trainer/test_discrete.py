@@ -57,9 +57,9 @@ def test_codebooks_stay_when_the_decoder_alone_is_trained_and_their_usage_is_sti
     run_until(trainer)
     moved = {name for name, value in state_of(trainer).items() if name in before and not value.equal(before[name])}
     assert {name for name in moved if "quantizer" in name} == {
-        f"{kind}/quantizer.codebooks.{k}.usage" for kind in ("raw", "ema") for k in (0, 1)
+        f"{kind}/tokenizer/quantizer.codebooks.{k}.usage" for kind in ("raw", "ema") for k in (0, 1)
     }
-    assert not any("optimizer/quantizer" in name for name in state_of(trainer))
+    assert not any("optimizer/generator/quantizer" in name for name in state_of(trainer))
 
 
 def test_usage_moves_once_a_step_by_the_first_micro_batch(discrete_config) -> None:
@@ -108,9 +108,9 @@ def test_resuming_is_exact_to_the_last_bit_usage_included(discrete_config, tmp_p
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert logs[0] == logs[1]
-    usage = states[0]["raw/quantizer.codebooks.0.usage"]
+    usage = states[0]["raw/tokenizer/quantizer.codebooks.0.usage"]
     assert usage.sum().item() == pytest.approx(1)
-    assert torch.equal(usage, states[0]["ema/quantizer.codebooks.0.usage"])
+    assert torch.equal(usage, states[0]["ema/tokenizer/quantizer.codebooks.0.usage"])
 
 
 def test_reconstruction_draws_no_noise(discrete_config, tmp_path) -> None:
