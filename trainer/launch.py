@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
 import torch
 
-from common.distributed import finalise, initialise, pick_device, rank, world_size
+from common.distributed import finalise, initialise, on_rank_0, pick_device, rank, world_size
+from common.lock import locked
 from common.registry import import_object
 from data.pipeline import TrainingData
 from trainer.config import TrainingConfig
@@ -26,8 +28,10 @@ def launch(config: VFMVAEExperiment) -> int:
     """
     device = pick_device(config.run.device)
     initialise(device)
-    try:
+    with contextlib.ExitStack() as held:
+        held.callback(finalise)
         _start_logging()
+        on_rank_0(lambda: held.enter_context(locked(config.run.run_dir)))
         set_up_numerics(config.training)
         data = TrainingData(
             config.data,
@@ -41,8 +45,6 @@ def launch(config: VFMVAEExperiment) -> int:
         )
         system = import_object(SYSTEMS[config.system])(config, device)
         finished = Trainer(config, system, data, device).run()
-    finally:
-        finalise()
     return 0 if finished else STOPPED_EXIT_CODE
 
 

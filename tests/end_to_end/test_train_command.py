@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from common.lock import locked
 from tests.tiny import tiny_values, write_config
 from tests.trainer.conftest import merged
 
@@ -133,3 +134,12 @@ def test_killed_and_stopped_runs_go_on_from_their_newest_checkpoint(tiny_config_
     assert final.returncode == 0, final.stderr
     assert f"{at_stop * 4:,} images, step {at_stop}" in final.stderr
     assert written(checkpoints) == at_stop + 2
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tiny_config_file, tmp_path) -> None:
+    config = tiny_config_file()
+    with locked(tmp_path / "run"):
+        result = train("--config", config)
+    assert result.returncode == 2
+    assert f"error: {tmp_path / 'run'}: another process writes here (process {os.getpid()} on " in result.stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
