@@ -35,9 +35,9 @@ _NAME = re.compile(r"checkpoint-(\d{12})")
 _LIBRARIES = ("torch", "torchvision", "transformers", "timm", "safetensors", "numpy")
 
 
-def checkpoint_name(nimg: int) -> str:
-    """Name of the folder of a checkpoint after `nimg` images."""
-    return f"checkpoint-{nimg:012d}"
+def checkpoint_path(run_dir: str | Path, nimg: int) -> Path:
+    """The folder of a run's checkpoint after `nimg` images."""
+    return Path(run_dir) / "checkpoints" / f"checkpoint-{nimg:012d}"
 
 
 def list_checkpoints(run_dir: str | Path) -> list[Path]:

@@ -33,6 +33,7 @@ from common.registry import closest
 from configs.reference import is_reference_layout, translate
 from data.config import DataConfig
 from data.locations import is_remote
+from evaluation.config import ValidationConfig
 from losses import LOSSES
 from networks.config import (
     EQUIVARIANCE_SCALES,
@@ -82,6 +83,7 @@ class VFMVAEExperiment(StrictModel):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig
     guard: GuardConfig = GuardConfig()
+    validation: ValidationConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
 
@@ -291,6 +293,13 @@ def _dino_path_is_used(c) -> str | None:
     return f"found {json.dumps(c.discriminator.dino_path)}, but discriminator.backbone is {c.discriminator.backbone}."
 
 
+def _best_metric_is_measured(c) -> str | None:
+    v = c.validation
+    if v is None or v.best_metric in ("psnr", "ssim", None) or v.perceptual in ("auto", v.best_metric):
+        return None
+    return f"found {v.best_metric}, but validation.perceptual is {v.perceptual}; name the same, psnr or ssim."
+
+
 def _micro_batch_fits_local_norm(c) -> str | None:
     micro_batch, left_over = divmod(c.training.batch_size, _micro_batches(c))
     if not c.discriminator.enabled or left_over or local_groups(micro_batch):
@@ -357,6 +366,7 @@ RELATIONS: tuple[Relation, ...] = (
     _warmup_waits_for("patchgan", ("stylegan_t",)),
     Relation(("discriminator.dino_path", "discriminator.backbone"), _dino_path_is_used),
     Relation(("training.batch_size", "training.accumulate_gradients"), _micro_batch_fits_local_norm),
+    Relation(("validation.best_metric", "validation.perceptual"), _best_metric_is_measured),
 )
 
 
@@ -368,13 +378,16 @@ PATH_KEYS = (
     "data.filter_keys_path",
     "data.cls_to_text_path",
     "training.init_from",
+    "validation.path",
+    "validation.filter_keys_path",
     "discriminator.dino_path",
     "losses.perceptual.vgg16_path",
     "losses.clip.clip_path",
 )
 
 
-_REMEDIES = {"data.filter_keys_path": " imagenet_info/scan_keys.py writes it; null keeps every sample."}
+_KEY_LIST = " imagenet_info/scan_keys.py writes it; null keeps every sample."
+_REMEDIES = {"data.filter_keys_path": _KEY_LIST, "validation.filter_keys_path": _KEY_LIST}
 
 
 def missing_paths(values: Mapping[str, Any]) -> list[Problem]:
@@ -419,7 +432,7 @@ def _option_is_built(key: str, what: str, used: Callable[[Any], bool]) -> Relati
 
 
 # Published options that this version knows and does not implement.
-NOT_BUILT: tuple[Relation, ...] = (_option_is_built("logging.tensorboard", "the TensorBoard back-end", bool),)
+NOT_BUILT: tuple[Relation, ...] = ()
 
 
 # --- loading ---------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Batch:
         labels: [b] int64 class indices with `label_type: cls2id` or `cls2text`, else None.
         texts: class texts with `label_type: cls2text`, captions with `text`, else None.
         keys: sample keys.
-        positions: the positions that the samples stand at.
+        positions: the positions that the samples stand at; empty outside of training.
         skips: bad samples whose places were taken by substitutes, one for each such place.
         conversions: kind -> number of images that were converted to RGB.
     """
@@ -54,7 +54,7 @@ class Batch:
     labels: Tensor | None
     texts: list[str] | None
     keys: list[str]
-    positions: range
+    positions: range = range(0)
     skips: list[Skip] = field(default_factory=list)
     conversions: dict[str, int] = field(default_factory=dict)
 

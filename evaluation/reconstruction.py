@@ -161,7 +161,7 @@ def reconstruct_share(
 
     with progress, ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as writers:
         pending: deque[Future] = deque()
-        for batch in _batches(crops(_read_ahead(readers, read, images, ahead=2 * batch_size + workers)), batch_size):
+        for batch in in_batches(crops(read_ahead(readers, read, images, ahead=2 * batch_size + workers)), batch_size):
             filled = batch + batch[-1:] * (batch_size - len(batch))
             pixels = torch.stack([crop.pixels for crop in filled]).to(device)
             outputs = reconstruct_batch(model, pixels, [crop.image.key for crop in filled], protocol).cpu()
@@ -329,7 +329,7 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read_ahead(
+def read_ahead(
     pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
     """`map(work, items)` in a thread pool, in order, with a bounded number of results waiting."""
@@ -342,7 +342,7 @@ def _read_ahead(
         yield waiting.popleft().result()
 
 
-def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Lists of `size` items; the last one may be shorter."""
     batch: list[Item] = []
     for item in items:

@@ -149,6 +149,7 @@ def measurable(config: VFMVAEExperiment, batch_size: int | None) -> Measurable:
         "losses": type(config.losses)(**losses),
         "equivariance": type(config.equivariance)(use_equivariance_regularization=False),
         "discriminator": type(config.discriminator)(),
+        "validation": None,
     }
     return Measurable(config.model_copy(update=sections), left_out)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common.checkpoint_folder import (
-    checkpoint_name,
+    checkpoint_path,
     list_checkpoints,
     newest_complete,
     remove_partial_checkpoints,
@@ -25,6 +25,7 @@ from common.checkpoint_folder import (
 )
 from common.errors import CheckpointError
 from networks.checkpoint.folder import save_tensors, write_encoder_config
+from trainer.best import Best, show_best
 from trainer.config import CheckpointConfig
 from trainer.optimizer import load_optimizer_tensors, optimizer_tensors
 from trainer.systems.base import System
@@ -51,6 +52,7 @@ MAY_CHANGE = (
     "training.cudnn_benchmark",
     "losses.perceptual.vgg16_path",
     "discriminator.dino_path",
+    "validation",
     "checkpoint",
     "logging",
 )
@@ -75,7 +77,7 @@ def save(
 
     Args:
         state: the trainer's counters, JSON values; `state["nimg"]` names the checkpoint, `state["derived_from"]` says
-            where the weights come from that the run started with.
+            where the weights come from that the run started with, `state["best"]` which checkpoint is the best.
         config: the resolved configuration.
         data_sha256: fingerprint of the data, for without the same data a position means another sample.
 
@@ -97,7 +99,8 @@ def save(
         _save_json(state, folder / "training_state.json")
         _save_json(system.model_config(), folder / "config.json")
 
-    target = run_dir / "checkpoints" / checkpoint_name(state["nimg"])
+    target = checkpoint_path(run_dir, state["nimg"])
+    best = Best.from_json(state["best"])
     facts = {
         "nimg": state["nimg"],
         "step": state["step"],
@@ -108,7 +111,8 @@ def save(
         **system.facts(),
     }
     write_checkpoint(target, fill, facts)
-    _rotate(run_dir, options)
+    show_best(run_dir, best)
+    _rotate(run_dir, options, spared=None if best is None else checkpoint_path(run_dir, best.nimg))
     return target
 
 
@@ -186,11 +190,11 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, A
     return [] if old == new else [(prefix, old, new)]
 
 
-def _rotate(run_dir: Path, options: CheckpointConfig) -> None:
-    """Keep the newest checkpoints and those whose ordinal (stored in their manifest) is a multiple of `keep_every`."""
+def _rotate(run_dir: Path, options: CheckpointConfig, spared: Path | None) -> None:
+    """Keep the newest checkpoints, those whose ordinal (in their manifest) is a multiple of `keep_every`, and one."""
     folders = list_checkpoints(run_dir)
     for folder in folders[: -options.keep_last]:
-        if options.keep_every is None or _ordinal(folder) % options.keep_every:
+        if folder != spared and (options.keep_every is None or _ordinal(folder) % options.keep_every):
             shutil.rmtree(folder, ignore_errors=True)
 
 

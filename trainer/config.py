@@ -116,8 +116,8 @@ class LoggingConfig(StrictModel):
     """What is shown besides the JSONL log, which is always written."""
 
     image_snapshot_ticks: PositiveInt | None = Field(50, description="Ticks between sample grids; null: none.")
-    image_snapshot_count: PositiveInt = Field(16, description="Images per grid.")
+    image_snapshot_count: PositiveInt = Field(16, description="Images per grid, those of the validation too.")
     wandb_project_name: str | None = Field(None, description="Weights & Biases project; null: not used.")
     wandb_run_name: str | None = Field(None, description="Name of the run there.")
     wandb_mode: Literal["online", "offline", "disabled"] = Field("offline", description="How it is used.")
-    tensorboard: bool = Field(False, description="Also write TensorBoard events.")
+    tensorboard: bool = Field(False, description="Also write TensorBoard events to the run folder.")

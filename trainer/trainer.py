@@ -14,17 +14,20 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
+from common.checkpoint_folder import checkpoint_path
 from common.distributed import all_gather, all_reduce, barrier, on_rank_0, raise_together, rank
 from common.errors import CheckpointError, UserError
 from common.files import write_text_atomically
 from data.pipeline import Batch, TrainingData
 from data.skips import SkipCounter
-from evaluation.cost import peak_memory_gb
+from evaluation.cost import peak_memory_gb, resident_memory_gb
+from evaluation.validation import Validation
 from networks.checkpoint import origin_of
 from networks.checkpoint.origin import Origin
 from trainer import checkpointing
 from trainer.alarms import silent_deaths
-from trainer.backends import WandbBackend
+from trainer.backends import Backends, open_backends
+from trainer.best import Best, show_best
 from trainer.ema import ema_beta, update_ema
 from trainer.guard import Guard
 from trainer.metrics import JSONLLog, Means
@@ -81,7 +84,16 @@ class Trainer:
         self.save_failures = 0  # in a row
         self.all_save_failures = 0
         self.origin: Origin | None = None
+        self.best: Best | None = None
+        self.validation = self._open_validation()
         self._start_clocks()
+
+    def _open_validation(self) -> Validation | None:
+        c = self.config
+        if c.validation is None:
+            return None
+        vgg16_path = c.losses.perceptual.vgg16_path if c.losses.perceptual else None
+        return Validation(c.validation, c.data, vgg16_path, c.logging.image_snapshot_count, self.device)
 
     # --- a run ---------------------------------------------------------------------------------------------------
 
@@ -94,7 +106,7 @@ class Trainer:
         self._start()
         if self.nimg >= self.total_nimg:
             log.info("This run is complete: %s images seen, %s wanted.", f"{self.nimg:,}", f"{self.total_nimg:,}")
-            self.backend.close()
+            self.backends.close()
             return True
         bar = self._progress_bar()
         try:
@@ -103,7 +115,7 @@ class Trainer:
                 bar.n = self.nimg  # back to where the checkpoint was
         finally:
             bar.close()
-            self.backend.close()
+            self.backends.close()
         return self.nimg >= self.total_nimg
 
     def _train_until_trouble(self, bar: tqdm) -> bool:
@@ -137,6 +149,8 @@ class Trainer:
         else:
             self._open_log(-1)
             self.saved_nimg = None
+            if rank() == 0:
+                show_best(self.run_dir, None)
             if self.training.init_from is not None:
                 taken = self.system.load_initial(self.training.init_from, self.training.init_discriminator)
                 log.info("Started with %s.", taken)
@@ -145,8 +159,10 @@ class Trainer:
                     log.info("What this run writes derives from %s.", self.origin)
             else:
                 log.info("No checkpoint in %s yet: starting from scratch.", self.run_dir)
-        self.backend = WandbBackend(self.config.logging, self.run_dir, self.settings, active=rank() == 0)
+        self.backends = Backends({})
         if rank() == 0:
+            resumed_nimg = -1 if self.saved_nimg is None else self.saved_nimg
+            self.backends = open_backends(self.config.logging, self.run_dir, self.settings, resumed_nimg)
             write_text_atomically(self.run_dir / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
         log.info("%s", self.system.summary())
         log.info("%s", self.data.describe())
@@ -158,6 +174,16 @@ class Trainer:
         self._load_state(checkpointing.load(folder, self.system, self.optimizers, self.config, data_sha256))
         self._open_log(self.nimg)
         self.saved_nimg = self.nimg
+        self.best = on_rank_0(self._find_best)
+
+    def _find_best(self) -> Best | None:
+        """The best checkpoint that is still here, shown by its link."""
+        best = self.best
+        if best is not None and not checkpoint_path(self.run_dir, best.nimg).is_dir():
+            log.warning("%s is gone, which was the best by validation.", checkpoint_path(self.run_dir, best.nimg))
+            best = None
+        show_best(self.run_dir, best)
+        return best
 
     def _open_log(self, resumed_nimg: int) -> None:
         if rank() == 0:
@@ -189,9 +215,12 @@ class Trainer:
         )
 
     def _start_clocks(self) -> None:
-        self._tick_clock = self._clock = time.monotonic()
-        self._tick_clock_nimg = self.nimg
-        self._data_seconds = 0.0
+        self._clock = time.monotonic()
+        self._maintenance_seconds = 0.0
+        self._start_tick_clock()
+
+    def _start_tick_clock(self) -> None:
+        self._tick_clock, self._tick_clock_nimg, self._data_seconds = time.monotonic(), self.nimg, 0.0
 
     # --- a step --------------------------------------------------------------------------------------------------
 
@@ -309,26 +338,48 @@ class Trainer:
         return self.step == 1 or self.nimg >= self.tick_start_nimg + 1000 * self.training.kimg_per_tick
 
     def _end_tick(self, done: bool, bar: tqdm) -> None:
-        """Write the log line, and what is due of sample grid and checkpoint."""
+        """Write the log line, and what is due of validation, sample grid and checkpoint."""
+        ended = time.monotonic()
         line = self._log_line()
         for name, meaning in silent_deaths(line).items():
             line[f"alarm/{name}"] = 1.0
             log.warning("ALARM at step %d, mean over all ranks: %s is %s.", self.step, name, meaning)
+        better = self._validate(line) if self._is_due(self._validation_ticks, done) else None
         if rank() == 0:
             self.log.write(line)
-            self.backend.write(line)
+            self.backends.write(line)
             shown = {name.removeprefix("loss/"): f"{v:.4g}" for name, v in line.items() if name.startswith("loss/")}
             bar.set_postfix({k: v for k, v in shown.items() if "/" not in k}, refresh=False)
-        every = self.config.logging.image_snapshot_ticks
-        if every and (done or self.tick % every == 0):
+        if self._is_due(self.config.logging.image_snapshot_ticks, done):
             self._save_samples()
         self.tick += 1
         self.tick_start_nimg = self.nimg
         due = self.tick > 1 and (self.tick - 1) % self.config.checkpoint.network_snapshot_ticks == 0
         # Not in the middle of trouble: a roll-back must find the weights from before it.
-        if done or (due and self.guard.in_a_row == 0):
-            self._save(is_last=done)
-        self._tick_clock, self._tick_clock_nimg, self._data_seconds = time.monotonic(), self.nimg, 0.0
+        if done or ((due or better) and self.guard.in_a_row == 0):
+            self._save(is_last=done, better=better)
+        self._maintenance_seconds = time.monotonic() - ended
+        self._start_tick_clock()
+
+    def _is_due(self, every_ticks: int | None, done: bool) -> bool:
+        return every_ticks is not None and (done or self.tick % every_ticks == 0)
+
+    @property
+    def _validation_ticks(self) -> int | None:
+        return None if self.validation is None else self.validation.config.every_ticks
+
+    def _validate(self, line: dict[str, Any]) -> Best | None:
+        """Validate the EMA; what it found joins the log line. Returns it if the weights are the best so far."""
+        started = time.monotonic()
+        result = self.validation.run(self.system.reconstruct)
+        line |= {f"validation/{name}": value for name, value in result.values.items()}
+        line["timing/validation_seconds"] = time.monotonic() - started
+        self._save_grid("validation", result.inputs, result.outputs)
+        metric = self.validation.config.best_metric
+        if metric is None or metric not in result.values:
+            return None
+        found = Best(self.nimg, metric, result.values[metric], self.validation.fingerprint())
+        return found if found.beats(self.best) else None
 
     def _log_line(self) -> dict[str, Any]:
         seconds = max(time.monotonic() - self._tick_clock, 1e-9)
@@ -344,36 +395,56 @@ class Trainer:
             "data/samples_skipped": skips.skipped,
             "timing/images_per_second": (self.nimg - self._tick_clock_nimg) / seconds,
             "timing/data_wait_share": self._data_seconds / seconds,
+            "timing/seconds_per_tick": seconds,
+            "timing/seconds_per_kimg": 1000 * seconds / max(self.nimg - self._tick_clock_nimg, 1),
+            "timing/maintenance_seconds": self._maintenance_seconds,
             "timing/train_seconds": self.train_seconds,
             "timing/timestamp": time.time(),
             "resources/peak_memory_gb": peak_memory_gb(self.device),
+            "resources/cpu_memory_gb": resident_memory_gb(),
         }
         line |= {f"data/skipped/{kind}": count for kind, count in skips.by_kind().items()}
         return line
 
     def _save_samples(self) -> None:
-        """Write a sample grid on rank 0; a training does not end because a picture could not be made."""
+        """Reconstruct samples of the training data for a grid, on rank 0."""
         if rank() != 0:
             return
-        path = self.run_dir / "samples" / f"reconstructions-{self.nimg:012d}.png"
         try:
             batch = self.data.preview(self.config.logging.image_snapshot_count)
-            save_grid(batch.images, self.system.sample_images(batch), path)
-        except (OSError, UserError) as error:
+        except UserError as error:
+            log.warning("There is no sample grid after %s images: %s", f"{self.nimg:,}", error)
+            return
+        self._save_grid("reconstructions", batch.images, self.system.sample_images(batch))
+
+    def _save_grid(self, name: str, inputs: Tensor, outputs: Tensor) -> None:
+        """Write a grid on rank 0; a training does not end because a picture could not be written."""
+        if rank() != 0 or len(inputs) == 0:
+            return
+        path = self.run_dir / "samples" / f"{name}-{self.nimg:012d}.png"
+        try:
+            save_grid(inputs, outputs, path)
+        except OSError as error:
             log.warning("%s could not be written: %s", path, error)
+            return
+        self.backends.images(name, path, self.nimg)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
-    def _save(self, is_last: bool) -> None:
+    def _save(self, is_last: bool, better: Best | None = None) -> None:
         """Write a checkpoint on rank 0, unless this point has one already.
 
         A failure is logged; training goes on, for the checkpoints before it are intact.
+
+        Args:
+            better: these weights are the best so far, as a validation has just found.
 
         Raises: CheckpointError if it keeps happening, or the run would end without its last checkpoint.
         """
         if self.saved_nimg == self.nimg:
             return
         self.checkpoints_written += 1
+        best, self.best = self.best, better or self.best
         state = self._state()
 
         def write() -> OSError | None:
@@ -388,6 +459,7 @@ class Trainer:
         if failure is None:
             self.saved_nimg, self.save_failures = self.nimg, 0
             return
+        self.best = best
         self.save_failures += 1
         self.all_save_failures += 1
         log.error("The checkpoint after %s images could not be written: %s", f"{self.nimg:,}", failure)
@@ -408,6 +480,7 @@ class Trainer:
             "checkpoints_written": self.checkpoints_written,
             "all_save_failures": self.all_save_failures,
             "derived_from": None if self.origin is None else self.origin.to_json(),
+            "best": None if self.best is None else self.best.to_json(),
             "means": self.means.state_dict(),
             "guard": self.guard.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -427,6 +500,7 @@ class Trainer:
         ):
             setattr(self, name, state[name])
         self.origin = Origin.from_json(state.get("derived_from"))
+        self.best = Best.from_json(state.get("best"))
         self.means.load_state_dict(state["means"])
         self.guard.load_state_dict(state["guard"])
         if self.scaler.is_enabled():

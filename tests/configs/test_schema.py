@@ -123,6 +123,11 @@ KEYS = schema_keys(EXPERIMENTS["vfm_vae"])
             "losses.vq: has no weight, but latent.compression_mode is discrete: only this term and losses.entropy move",
         ),
         ("losses.kl.end_kimg=0", "losses.kl: end_kimg 0 is not after start_kimg 0; the term would never count."),
+        (
+            "validation={path: x, perceptual: none, best_metric: lpips}",
+            "validation.best_metric: found lpips, but validation.perceptual is none; name the same, psnr or ssim.",
+        ),
+        ("validation={num_images: 5}", "validation.path: missing. It has no default; give it a value."),
         ("system=vfm_vea", "system: found 'vfm_vea', expected one of vfm_vae. Closest: vfm_vae."),
         (
             "decoder.use_cross_attn=true",
@@ -268,7 +273,6 @@ def test_codebooks_need_no_loss_where_they_are_not_trained():
 
 
 NOT_BUILT_YET = {
-    "logging.tensorboard": "true",
 }
 
 

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from trainer.backends import WandbBackend
-from trainer.config import AdamConfig, LoggingConfig
+from trainer.config import AdamConfig
 from trainer.metrics import JSONLLog, Means, read_log
 from trainer.optimizer import learning_rate
 
@@ -44,29 +43,3 @@ def test_means_go_on_exactly_from_their_state() -> None:
         means.add({"a": 0.3, "b": 1.0})
     assert whole.take() == second.take()
     assert whole.take() == {}
-
-
-def test_wandb_logs_offline_and_keeps_the_id_of_its_run(tmp_path) -> None:
-    config = LoggingConfig(wandb_project_name="project", wandb_mode="offline")
-    ids = []
-    for nimg in (4, 8):
-        backend = WandbBackend(config, tmp_path, {"run": {"random_seed": 1}}, active=True)
-        backend.write({"progress/nimg": nimg, "loss/total": 1.0})
-        backend.close()
-        ids.append((tmp_path / "wandb_run_id.txt").read_text())
-    assert ids[0] == ids[1]
-    assert list((tmp_path / "wandb").glob(f"offline-run-*-{ids[0]}"))
-
-
-def test_a_wandb_that_fails_never_stops_a_training(tmp_path, monkeypatch, caplog) -> None:
-    import wandb
-
-    def fail(*arguments, **options):
-        raise RuntimeError("no network")
-
-    monkeypatch.setattr(wandb, "init", fail)
-    config = LoggingConfig(wandb_project_name="project", wandb_mode="offline")
-    backend = WandbBackend(config, tmp_path, {}, active=True)
-    backend.write({"progress/nimg": 4})
-    backend.close()
-    assert "wandb could not start (no network); the run goes on without it." in caplog.text

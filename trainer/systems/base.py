@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from evaluation.reconstruction import Protocol as Reconstruction
 from trainer.config import AdamConfig
 
 
@@ -122,4 +123,8 @@ class System(Protocol):
 
     def sample_images(self, batch: Any) -> Tensor:
         """What the EMA makes of the images of a batch, uint8, for the sample grids."""
+        ...
+
+    def reconstruct(self, batch: Any, protocol: Reconstruction) -> Tensor:
+        """What the EMA makes of a batch of uint8 images, uint8, as the tools would; for the validation."""
         ...

@@ -16,6 +16,7 @@ from common.errors import DataError
 from common.random import keyed_seed, python_generator, torch_generator
 from common.resize import resize_images
 from common.value_range import signed_to_unit, uint8_to_unit, unit_to_signed, unit_to_uint8
+from evaluation.reconstruction import Protocol, reconstruct_batch
 from losses.adaptive_weight import adaptive_weight
 from losses.interfaces import LossInputs
 from losses.objective import Objective, Value, details, total
@@ -381,6 +382,10 @@ class VFMVAESystem:
         z = self.average.encode(uint8_to_unit(batch.images.to(self.device)), noise=torch.zeros(())).z
         reconstruction = self.average.decode(z, self._labels(batch)).reconstruction
         return unit_to_uint8(signed_to_unit(reconstruction), "nearest")
+
+    def reconstruct(self, batch: Batch, protocol: Protocol) -> Tensor:
+        """Reconstructions by the EMA, as `tools/reconstruct` makes them of a checkpoint."""
+        return reconstruct_batch(self.average, batch.images.to(self.device), batch.keys, protocol)
 
 
 def _waits(config: VFMVAEExperiment, name: str) -> bool:
