@@ -99,6 +99,8 @@ def _positive(value: Any) -> Any:
 GROUPS = (
     "training_set_kwargs",
     "training_data_loader_kwargs",
+    "validation_set_kwargs",
+    "validation_data_loader_kwargs",
     "G_kwargs",
     "G_kwargs.synthesis_kwargs",
     "D_kwargs",
@@ -111,7 +113,9 @@ REQUIRED_GROUPS = ("training_set_kwargs", "G_kwargs")
 _WDS = "training.data_wds.WdsWrapper"
 _FOLDER = "training.data_zip.ImageFolderDataset"
 _POSITION = "every checkpoint holds the position in the data, so resuming needs no lists of finished shards; remove it."
-_NO_VALIDATION = "reconstruction of a validation set during training is not built yet; remove it."
+_PLAIN = "the validation takes every image as it is; remove it."
+_LABELS = "labels of the validation follow those of the training set."
+_READERS = "the validation reads with threads of its own."
 _ONE_KIND_OF_LAYER = "the layers of a decoder without ConvNeXt layers have no other form."
 
 KEYS: dict[str, Key | Joint | Fallback | Fixed | Follows | Ignored] = {
@@ -158,8 +162,23 @@ KEYS: dict[str, Key | Joint | Fallback | Fixed | Follows | Ignored] = {
     "training_data_loader_kwargs.prefetch_factor": Key("data.prefetch_batches"),
     "training_data_loader_kwargs.pin_memory": Ignored("batches are always pinned when a GPU is used."),
     "training_data_loader_kwargs.persistent_workers": Ignored("workers always live as long as the run."),
-    "validation_set_kwargs": Fixed(({}, None), _NO_VALIDATION),
-    "validation_data_loader_kwargs": Fixed(({}, None), _NO_VALIDATION),
+    "validation_set_kwargs.class_name": Fixed((_WDS, _FOLDER), "there is no other kind of data set."),
+    "validation_set_kwargs.path": Key("validation.path"),
+    "validation_set_kwargs.resolution": Follows("training_set_kwargs.resolution"),
+    "validation_set_kwargs.filter_keys_path": Key("validation.filter_keys_path"),
+    "validation_set_kwargs.max_size": Joint("validation.num_images"),
+    "validation_set_kwargs.xflip": Fixed((False,), _PLAIN),
+    "validation_set_kwargs.data_augmentation": Fixed((False,), _PLAIN),
+    "validation_set_kwargs.one_epoch": Fixed((False,), _PLAIN),
+    "validation_set_kwargs.conditional": Ignored(_LABELS),
+    "validation_set_kwargs.label_type": Ignored(_LABELS),
+    "validation_set_kwargs.cls_to_text_path": Ignored(_LABELS),
+    "validation_set_kwargs.use_labels": Ignored(_LABELS),
+    "validation_set_kwargs.random_seed": Ignored("the images of a subset are evenly spread over the set."),
+    "validation_data_loader_kwargs.num_workers": Ignored(_READERS),
+    "validation_data_loader_kwargs.prefetch_factor": Ignored(_READERS),
+    "validation_data_loader_kwargs.pin_memory": Ignored(_READERS),
+    "validation_data_loader_kwargs.persistent_workers": Ignored(_READERS),
     # encoder
     "G_kwargs.class_name": Fixed(("networks.generator.Generator",), "there is no other generator."),
     "G_kwargs.vfm_name": Key("encoder.vfm_name"),
@@ -306,7 +325,12 @@ TERMS_OF_THE_OTHER_MODE = {"continuous": ("vq", "entropy"), "discrete": ("kl",)}
 
 def _reference_names() -> dict[str, str]:
     """Our dotted key -> the reference key that it was translated from."""
-    names = {"data.source": "training_set_kwargs.class_name", "training.precision": "G_kwargs.num_fp16_res"}
+    names = {
+        "data.source": "training_set_kwargs.class_name",
+        "training.precision": "G_kwargs.num_fp16_res",
+        "validation.source": "validation_set_kwargs.class_name",
+        "validation.every_ticks": "image_snapshot_ticks",
+    }
     for name, entry in KEYS.items():
         if isinstance(entry, (Key, Joint)):
             names.setdefault(entry.own, name)
@@ -361,6 +385,7 @@ def translate(source: Source) -> Translation:
     _check_names_and_values(draft)
     _copy(draft)
     _translate_data_set(draft)
+    _translate_validation(draft)
     _translate_multiscale(draft)
     _translate_numerics_and_logging(draft)
     _drop_idle_terms(draft)
@@ -432,14 +457,9 @@ def _copy(draft: _Draft) -> None:
 def _translate_data_set(draft: _Draft) -> None:
     """Kind of data set, and labels of the batches and of the decoder."""
     given, own = draft.given, draft.own
-    name = "training_set_kwargs.class_name"
-    if name not in given:
-        draft.refuse(name, f"missing. Give {_WDS} or {_FOLDER}.")
-    is_folder = given.get(name) == _FOLDER
-    path = given.get("training_set_kwargs.path")
-    own["data.source"] = "webdataset"
+    own["data.source"] = _kind_of_data_set(draft, "training_set_kwargs")
+    is_folder = own["data.source"] != "webdataset"
     if is_folder:
-        own["data.source"] = "zip" if isinstance(path, str) and path.lower().endswith(".zip") else "folder"
         draft.notes.append("images that are not square are cropped to the middle; the reference stretches them.")
     label_type = given.get("training_set_kwargs.label_type", given.get("G_kwargs.label_type", "text"))
     has_labels = not is_folder or given.get("training_set_kwargs.use_labels", False)
@@ -451,6 +471,29 @@ def _translate_data_set(draft: _Draft) -> None:
             f"data.filter_keys_path {filter_path} is read as a list of strings and nothing else; "
             "imagenet_info/scan_keys.py writes such a list as text where the file is not there."
         )
+
+
+def _kind_of_data_set(draft: _Draft, group: str) -> str:
+    name, path = f"{group}.class_name", draft.given.get(f"{group}.path")
+    if name not in draft.given:
+        draft.refuse(name, f"missing. Give {_WDS} or {_FOLDER}.")
+    if draft.given.get(name) != _FOLDER:
+        return "webdataset"
+    return "zip" if isinstance(path, str) and path.lower().endswith(".zip") else "folder"
+
+
+def _translate_validation(draft: _Draft) -> None:
+    """The reference reconstructs its validation set, if it has one, with every image snapshot."""
+    given, own = draft.given, draft.own
+    if not any(name.startswith("validation_set_kwargs.") for name in given):
+        return
+    own["validation.source"] = _kind_of_data_set(draft, "validation_set_kwargs")
+    own["validation.every_ticks"] = own["logging.image_snapshot_ticks"]
+    if given.get("validation_set_kwargs.max_size") is not None:
+        own["validation.num_images"] = given["validation_set_kwargs.max_size"]
+    if own["validation.every_ticks"] is None:
+        draft.notes.append("image_snapshot_ticks is null, so there is no validation.")
+        draft.own = {key: value for key, value in own.items() if not key.startswith("validation.")}
 
 
 def _translate_multiscale(draft: _Draft) -> None:

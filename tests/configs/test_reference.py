@@ -191,6 +191,29 @@ def test_a_pickled_key_list_stays_and_the_scanner_is_named(load, reference_stage
     assert any("imagenet_info/scan_keys.py" in note for note in notes)
 
 
+FOLDER = "training.data_zip.ImageFolderDataset"
+
+
+def test_a_validation_set_is_reconstructed_with_every_image_snapshot(load):
+    given = {"class_name": FOLDER, "path": "pictures.zip", "resolution": 256, "max_size": 64, "use_labels": False}
+    config, notes = load({"validation_set_kwargs": given, "validation_data_loader_kwargs": {"num_workers": 2}})
+    validation = config.validation
+    assert (validation.source, validation.path, validation.num_images) == ("zip", "pictures.zip", 64)
+    assert validation.every_ticks == config.logging.image_snapshot_ticks == 100
+    assert "validation_data_loader_kwargs.num_workers has no effect here: the validation reads with threads of" in str(
+        notes
+    )
+
+
+@pytest.mark.parametrize("empty", [{}, None])
+def test_without_a_validation_set_or_snapshots_there_is_no_validation(load, empty):
+    assert load({"validation_set_kwargs": empty})[0].validation is None
+    given = {"class_name": FOLDER, "path": "pictures"}
+    config, notes = load({"validation_set_kwargs": given, "image_snapshot_ticks": None})
+    assert config.validation is None
+    assert "image_snapshot_ticks is null, so there is no validation." in notes
+
+
 def test_overrides_of_a_reference_file_use_the_names_of_this_project(reference_stage):
     loaded = load_config(reference_stage(0), ["decoder.legacy=false", "losses.kl.weight=1e-5"])
     assert loaded.config.decoder.legacy is False
@@ -213,7 +236,12 @@ def test_overrides_of_a_reference_file_use_the_names_of_this_project(reference_s
             {"G_kwargs.synthesis_kwargs.architecture": "resnet"},
             "G_kwargs.synthesis_kwargs.architecture: found 'resnet'",
         ),
-        ({"validation_set_kwargs": {"path": "x"}}, "validation_set_kwargs: found {'path': 'x'}, expected {} or null:"),
+        (
+            {"validation_set_kwargs": {"path": "x"}},
+            "validation_set_kwargs.class_name: missing. Give training.data_wds.",
+        ),
+        ({"validation_set_kwargs": {"xflip": True}}, "validation_set_kwargs.xflip: found True, expected False:"),
+        ({"validation_set_kwargs": {"resolution": 8}}, "validation_set_kwargs.resolution: found 8, but training_set_"),
         ({"training_set_kwargs.processed_tar_read_dir": "x"}, "training_set_kwargs.processed_tar_read_dir: found 'x'"),
         ({"training_set_kwargs.class_name": "x.Y"}, "training_set_kwargs.class_name: found 'x.Y', expected 'training."),
         ({"G_kwargs.class_name": "x.Y"}, "G_kwargs.class_name: found 'x.Y', expected 'networks.generator.Generator'"),
