@@ -51,6 +51,10 @@ finalise()
 """
 
 
+# Shared as 3 and 2 images by two ranks.
+VALIDATION = {"source": "webdataset", "num_images": 5, "every_ticks": 1, "batch_size_per_gpu": 2, "perceptual": "none"}
+
+
 def launch(config: Path, output: Path, ranks: int) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -90,6 +94,7 @@ def test_two_ranks_equal_one_rank_with_accumulation_two(changes, tiny_encoder, t
             "training.accumulate_gradients": accumulate,
             "training.total_kimg": 0.008,
             "training.kimg_per_tick": 0.004,
+            "validation": {**VALIDATION, "path": str(tiny_data)},
             **changes,
         }
         values = merged(tiny_values(tiny_encoder, tiny_data, tmp_path / name), settings)
@@ -104,6 +109,9 @@ def test_two_ranks_equal_one_rank_with_accumulation_two(changes, tiny_encoder, t
     for key in losses:
         one, two = (line[key] for line in first_step)
         assert abs(one - two) <= 1e-6 * max(1, abs(one)), key
+    for key in (key for key in first_step[0] if key.startswith("validation/")):
+        assert first_step[1][key] == pytest.approx(first_step[0][key], rel=1e-4), key
+    assert first_step[1]["validation/images"] == VALIDATION["num_images"]
     one, two = gradients
     assert one.keys() == two.keys()
     largest = max(g.abs().max().item() for g in one.values())
