@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,6 @@ from common.config import (
     load_source,
     report,
     validate,
-    violations,
 )
 from common.errors import ConfigError
 from common.registry import closest
@@ -370,7 +369,7 @@ RELATIONS: tuple[Relation, ...] = (
 )
 
 
-# --- what a run needs from outside, and what is not built yet --------------------------------------------------
+# --- what a run needs from outside -----------------------------------------------------------------------------
 
 
 PATH_KEYS = (
@@ -421,20 +420,6 @@ def _nearest_path(value: str) -> str:
     return f" (closest in that folder: {near[0]})" if near else ""
 
 
-def _option_is_built(key: str, what: str, used: Callable[[Any], bool]) -> Relation:
-    section, _, leaf = key.partition(".")
-
-    def check(c) -> str | None:
-        value = getattr(getattr(c, section), leaf)
-        return f"found {json.dumps(value)}, but {what} is not built yet." if used(value) else None
-
-    return Relation((key,), check)
-
-
-# Published options that this version knows and does not implement.
-NOT_BUILT: tuple[Relation, ...] = ()
-
-
 # --- loading ---------------------------------------------------------------------------------------------------
 
 
@@ -444,7 +429,6 @@ class LoadedConfig:
     Attributes:
         config: the resolved configuration.
         missing: paths that do not exist.
-        unavailable: options that are not built yet.
         notes: what the translation of a reference file left out or decided, for the user to read.
     """
 
@@ -453,12 +437,10 @@ class LoadedConfig:
         self.source = source
         self.notes = list(notes)
         self.missing = missing_paths(source.values)
-        self.unavailable = violations(config, NOT_BUILT)
 
     def warnings(self) -> str:
-        """What is missing or not built, as a text for `--print-config` and `--dry-run`; empty if nothing is."""
-        problems = self.missing + self.unavailable
-        return report(self.source, problems) if problems else ""
+        """What is missing, as a text for `--print-config` and `--dry-run`; empty if nothing is."""
+        return report(self.source, self.missing) if self.missing else ""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), require_runnable: bool = False) -> LoadedConfig:
@@ -467,7 +449,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), require_runnabl
     Args:
         path: a YAML of this project or of the reference.
         overrides: `section.key=value`, in this project's names also for a translated file.
-        require_runnable: missing paths and options that are not built yet join the other problems.
+        require_runnable: missing paths join the other problems.
 
     Raises: ConfigError that lists every problem.
     """
@@ -496,8 +478,7 @@ def check(
         known = ", ".join(EXPERIMENTS)
         message = f"found {system!r}, expected one of {known}. Closest: {closest(str(system), EXPERIMENTS)}."
         raise ConfigError(report(source, [Problem("system", message)]))
-    relations = (*RELATIONS, *NOT_BUILT) if require_runnable else RELATIONS
-    config, problems = validate(EXPERIMENTS[system], source.values, relations)
+    config, problems = validate(EXPERIMENTS[system], source.values, RELATIONS)
     problems = [*earlier, *problems]
     if require_runnable:
         problems += missing_paths(source.values)

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -65,11 +65,34 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Sample:
+class Sample:
+    """An image that is ready for a batch: [R, R, 3] uint8, with its key, label and what was converted."""
+
     pixels: np.ndarray
     key: str
     label: int | str | None
     conversions: tuple[str, ...]
+
+
+def collate(
+    samples: Sequence[Sample],
+    labels: ClassLabels | Captions | None,
+    positions: range = range(0),
+    skips: Sequence[Skip] = (),
+) -> Batch:
+    """A batch of samples, with the labels that `build_labels` gave."""
+    # [b, R, R, 3] -> [b, 3, R, R]
+    images = np.ascontiguousarray(np.stack([sample.pixels for sample in samples]).transpose(0, 3, 1, 2))
+    indices = texts = None
+    if isinstance(labels, Captions):
+        texts = [str(sample.label) for sample in samples]
+    elif labels is not None:
+        classes = [int(sample.label) for sample in samples]
+        indices = torch.tensor(classes, dtype=torch.int64)
+        texts = [labels.text(number) for number in classes] if labels.with_texts else None
+    keys = [sample.key for sample in samples]
+    conversions = Counter(kind for sample in samples for kind in sample.conversions)
+    return Batch(torch.from_numpy(images), indices, texts, keys, positions, list(skips), dict(conversions))
 
 
 class MicroBatches(Dataset):
@@ -101,18 +124,7 @@ class MicroBatches(Dataset):
             samples = [self._load_or_substitute(position, skips) for position in positions]
         except DataError as error:
             return error
-        conversions = Counter(kind for sample in samples for kind in sample.conversions)
-        # [b, R, R, 3] -> [b, 3, R, R]
-        images = np.ascontiguousarray(np.stack([sample.pixels for sample in samples]).transpose(0, 3, 1, 2))
-        labels = texts = None
-        if isinstance(self._labels, Captions):
-            texts = [str(sample.label) for sample in samples]
-        elif self._labels is not None:
-            indices = [int(sample.label) for sample in samples]
-            labels = torch.tensor(indices, dtype=torch.int64)
-            texts = [self._labels.text(index) for index in indices] if self._labels.with_texts else None
-        keys = [sample.key for sample in samples]
-        return Batch(torch.from_numpy(images), labels, texts, keys, positions, skips, dict(conversions))
+        return collate(samples, self._labels, positions, skips)
 
     def _announce(self, position: int) -> None:
         """Let the source fetch the shards of this window of the order and the next.
@@ -126,7 +138,7 @@ class MicroBatches(Dataset):
             self._announced = shards
             self._source.will_need(shards)
 
-    def _load_or_substitute(self, position: int, skips: list[Skip]) -> _Sample:
+    def _load_or_substitute(self, position: int, skips: list[Skip]) -> Sample:
         """The sample of a position. If it is bad, that is one skip, whatever becomes of its substitutes: those have
         positions of their own, where they count."""
         index = self._order.sample_at(position)
@@ -146,14 +158,14 @@ class MicroBatches(Dataset):
             "Most of the data set seems damaged; check data.path."
         )
 
-    def _load(self, index: int, position: int) -> _Sample:
+    def _load(self, index: int, position: int) -> Sample:
         raw = self._source.read(index)
         if self._labels is not None:
             self._labels.check(raw.label)
         image = decode_image(raw.image)
         pixels = image.pixels[:, ::-1] if raw.mirrored else image.pixels
         pixels = self._transform(pixels, python_generator(self._seed, "augment", position))
-        return _Sample(pixels, raw.key, raw.label, image.conversions)
+        return Sample(pixels, raw.key, raw.label, image.conversions)
 
 
 class TrainingData:

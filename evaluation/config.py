@@ -31,14 +31,14 @@ class ValidationConfig(StrictModel):
         "psnr", description="What the best checkpoint, which stays, is chosen by; null: none is."
     )
 
-    def as_data(self, training: DataConfig) -> DataConfig:
-        """The set in the terms of the training data, with whose resolution and caches it is read."""
+    def as_data(self, training: DataConfig, with_labels: bool) -> DataConfig:
+        """The set in the terms of the training data, with whose resolution, kind of label and caches it is read."""
         return training.model_copy(
             update={
                 "source": self.source,
                 "path": self.path,
                 "filter_keys_path": self.filter_keys_path,
-                "label_type": "none",
+                "label_type": training.label_type if with_labels else "none",
                 "max_size": None,
                 "xflip": False,
             }

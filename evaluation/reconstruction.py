@@ -34,6 +34,7 @@ from common.files import write_json_atomically
 from common.random import torch_generator
 from common.value_range import signed_to_unit, uint8_to_unit, unit_to_uint8
 from evaluation.images import CROPS, ImageFile, UnreadableImage, list_images, read_rgb, to_tensor, write_png
+from networks.conditioning import Labels
 
 INPUT_FOLDER = "inputs"
 OUTPUT_FOLDER = "outputs"
@@ -105,13 +106,16 @@ class Summary:
 
 
 @torch.inference_mode()
-def reconstruct_batch(model: nn.Module, images: Tensor, keys: Sequence[str], protocol: Protocol) -> Tensor:
+def reconstruct_batch(
+    model: nn.Module, images: Tensor, keys: Sequence[str], protocol: Protocol, labels: Labels = None
+) -> Tensor:
     """Reconstruct a batch.
 
     Args:
         model: a tokenizer in eval mode.
         images: uint8 [B, 3, R, R], on the model's device.
         keys: one per image; with the seed it decides the posterior noise.
+        labels: what a conditional decoder takes besides the latent.
     Returns: uint8 [B, 3, R, R], truncated as published PNG files are.
     """
     noise = torch.zeros(())
@@ -120,7 +124,7 @@ def reconstruct_batch(model: nn.Module, images: Tensor, keys: Sequence[str], pro
         of_each = [torch.randn(shape, generator=torch_generator(protocol.seed, "posterior", key)) for key in keys]
         noise = torch.stack(of_each)
     z = model.encode(uint8_to_unit(images), noise=noise).z
-    return unit_to_uint8(signed_to_unit(model.decode(z).reconstruction))
+    return unit_to_uint8(signed_to_unit(model.decode(z, labels).reconstruction))
 
 
 def reconstruct_share(

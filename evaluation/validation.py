@@ -25,11 +25,12 @@ from common import distributed
 from common.errors import DataError, UserError
 from data.config import DataConfig
 from data.decode import decode_image
-from data.pipeline import Batch
+from data.labels import build_labels
+from data.pipeline import Batch, Sample, collate
 from data.skips import BadSample, Skip
 from data.sources import SampleSource, build_source
 from evaluation.config import ValidationConfig
-from evaluation.images import CROPS, to_tensor
+from evaluation.images import CROPS
 from evaluation.quality import PairScore, as_record, score_batch, summarise
 from evaluation.reconstruction import Protocol, in_batches, read_ahead
 
@@ -57,8 +58,7 @@ class ValidationResult:
 @dataclass(frozen=True)
 class _Picture:
     number: int
-    key: str
-    pixels: Tensor
+    sample: Sample
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Validation:
 
     Args:
         config: the section `validation`.
-        data: the section `data`, whose resolution and caches are used.
+        data: the set as `config.as_data` describes it.
         vgg16_path: LPIPS's trunk; None: looked for in the torch hub cache.
         shown: images in the grid.
         device: where scores are computed.
@@ -87,7 +87,7 @@ class Validation:
     ):
         self.config, self.device = config, device
         self.protocol = Protocol(data.resolution, config.crop, config.latent, config.seed)
-        self.source = _open(config.as_data(data))
+        self.source, self.labels = _open(data), build_labels(data)
         self.indices = spread(len(self.source), config.num_images)
         self._shown = frozenset(spread(len(self.indices), shown))
         self.distance_name, self.distance = _perceptual_distance(config, vgg16_path)
@@ -141,23 +141,25 @@ class Validation:
         key = self.source.key(index)
         try:
             with self._reading:  # sources are made for one reader per process
-                content = self.source.read_image(index)
-            image = Image.fromarray(decode_image(content).pixels)
+                raw = self.source.read(index)
+            if self.labels is not None:
+                self.labels.check(raw.label)
+            image = decode_image(raw.image)
         except BadSample as bad:
             return Skip(bad.kind, self.source.shard(index), key, bad.detail)
         if self.config.source != "webdataset":
             key = PurePosixPath(key).with_suffix("").as_posix()  # as the tools name an image
-        return _Picture(number, key, to_tensor(CROPS[self.config.crop](image, self.protocol.resolution)))
+        pixels = CROPS[self.config.crop](Image.fromarray(image.pixels), self.protocol.resolution)
+        return _Picture(number, Sample(pixels, key, raw.label, image.conversions))
 
     def _score(self, pictures: list[_Picture], reconstruct: Callable[[Batch, Protocol], Tensor]) -> list[_Scored]:
         # Filled up with copies, so that the number of images does not change what is computed for one.
         filled = pictures + pictures[-1:] * (self.config.batch_size_per_gpu - len(pictures))
-        keys = [picture.key for picture in filled]
-        inputs = torch.stack([picture.pixels for picture in filled])
-        outputs = reconstruct(Batch(inputs, None, None, keys), self.protocol).to(self.device)
+        batch = collate([picture.sample for picture in filled], self.labels)
+        outputs = reconstruct(batch, self.protocol).to(self.device)
         # Whichever perceptual distance is used takes the place that the record has for LPIPS.
-        qualities = score_batch(inputs.to(self.device), outputs, keys, self.distance)
-        pairs = torch.stack([inputs, outputs.cpu()], dim=1)  # [B, 2, 3, R, R]
+        qualities = score_batch(batch.images.to(self.device), outputs, batch.keys, self.distance)
+        pairs = torch.stack([batch.images, outputs.cpu()], dim=1)  # [B, 2, 3, R, R]
         return [
             _Scored(picture.number, quality, pair.clone() if picture.number in self._shown else None)
             for picture, quality, pair in zip(pictures, qualities, pairs)

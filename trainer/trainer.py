@@ -92,8 +92,9 @@ class Trainer:
         c = self.config
         if c.validation is None:
             return None
+        data = c.validation.as_data(c.data, with_labels=c.decoder.conditional)
         vgg16_path = c.losses.perceptual.vgg16_path if c.losses.perceptual else None
-        return Validation(c.validation, c.data, vgg16_path, c.logging.image_snapshot_count, self.device)
+        return Validation(c.validation, data, vgg16_path, c.logging.image_snapshot_count, self.device)
 
     # --- a run ---------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ class FakeTokenizer(nn.Module):
         logvar = torch.full_like(mean, -3.0)
         return SimpleNamespace(z=DiagonalGaussian(torch.cat([mean, logvar], dim=1)).sample(noise=noise))
 
-    def decode(self, z):
+    def decode(self, z, c=None):
         return SimpleNamespace(reconstruction=nn.functional.interpolate(z, scale_factor=4) * self.gain)
 
 

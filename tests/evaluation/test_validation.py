@@ -37,7 +37,8 @@ def folder(tmp_path) -> Path:
 
 def validation_of(path: Path, shown: int = 4, **options) -> Validation:
     config = ValidationConfig(path=str(path), **{"perceptual": "none", "batch_size_per_gpu": 3, **options})
-    return Validation(config, DataConfig(path="unused", resolution=16), None, shown, CPU)
+    data = config.as_data(DataConfig(path="unused", resolution=16), with_labels=False)
+    return Validation(config, data, None, shown, CPU)
 
 
 def values_of(tokenizer, path: Path, **options) -> dict[str, float]:

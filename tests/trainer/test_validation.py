@@ -190,3 +190,25 @@ def test_a_folder_in_the_place_of_the_link_stops_nothing(validating, run_with, t
     run_with(config, {4: 10.0, 12: 30.0, 20: 20.0, 24: 25.0})
     assert numbers(config.run.run_dir) == [12, 24]
     assert "run/best could not be set" in caplog.text
+
+
+def test_a_conditional_decoder_is_given_the_labels_of_the_set(validating, monkeypatch) -> None:
+    classes = {
+        "data.label_type": "cls2id",
+        "decoder.conditional": True,
+        "decoder.label_type": "cls2id",
+        "decoder.label_dim": 3,
+    }
+    trainer = build_trainer(validating(**classes))
+    given: list[torch.Tensor] = []
+    decode = type(trainer.system.average).decode
+
+    def seen(model, z, c=None):
+        given.append(c)
+        return decode(model, z, c)
+
+    monkeypatch.setattr(type(trainer.system.average), "decode", seen)
+    assert trainer.validation.run(trainer.system.reconstruct).values["images"] == 6
+    # Every third of 20 pictures, whose class is their number modulo 3; the last batch of 4 is filled up.
+    expected = [number % 3 for number in (0, 3, 6, 10, 13, 16, 16, 16)]
+    assert torch.cat(given).argmax(1).tolist() == expected

@@ -385,7 +385,8 @@ class VFMVAESystem:
 
     def reconstruct(self, batch: Batch, protocol: Protocol) -> Tensor:
         """Reconstructions by the EMA, as `tools/reconstruct` makes them of a checkpoint."""
-        return reconstruct_batch(self.average, batch.images.to(self.device), batch.keys, protocol)
+        images = batch.images.to(self.device)
+        return reconstruct_batch(self.average, images, batch.keys, protocol, self._labels(batch))
 
 
 def _waits(config: VFMVAEExperiment, name: str) -> bool:
