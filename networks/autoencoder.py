@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.value_range import signed_to_unit, uint8_to_unit, unit_to_signed, unit_to_uint8
+from networks.conditioning import Labels
 from networks.config import ModelConfig
+from networks.interfaces import Conditioning
 from networks.latent import DiagonalGaussian, PointMass
 from networks.latent_statistics import LatentStatistics
 from networks.model_card import ModelFacts
@@ -185,17 +187,19 @@ class VFMVAE(nn.Module):
         return output if return_dict else (output.latent_dist,)
 
     def decode(
-        self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+        self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None, c: Labels = None
     ) -> DecoderOutput | tuple[Tensor]:
         """Latents [B, C, h, w], not scaled -> images in [-1, 1], not clamped, in the model's `dtype`.
 
         Args:
             return_dict: False gives a tuple with the images.
             generator: taken for pipelines, which pass one; decoding draws nothing.
+            c: labels of a conditional decoder, one per latent: texts, or one-hot classes [B, label_dim].
 
-        Raises: ShapeError if h or w does not suit the decoder.
+        Raises: UserError if labels are missing or superfluous; ShapeError if z or c does not suit the decoder.
         """
-        images = self._in_slices(self._images, z)
+        conditioning = self.tokenizer.condition(c, len(z))
+        images = self._in_slices(self._images, z, *([] if conditioning is None else [conditioning]))
         return DecoderOutput(images) if return_dict else (images,)
 
     def forward(
@@ -204,6 +208,7 @@ class VFMVAE(nn.Module):
         sample_posterior: bool = False,
         return_dict: bool = True,
         generator: torch.Generator | None = None,
+        c: Labels = None,
     ) -> DecoderOutput | tuple[Tensor]:
         """Reconstruct images [B, 3, H, W] in [-1, 1].
 
@@ -211,17 +216,18 @@ class VFMVAE(nn.Module):
             sample: the images.
             sample_posterior: decode a sample of the posterior instead of its mode.
             generator: source of the sample's noise.
+            c: labels, see `decode`.
         """
         posterior = self.encode(sample).latent_dist
         z = posterior.sample(generator) if sample_posterior else posterior.mode()
-        return self.decode(z, return_dict)
+        return self.decode(z, return_dict, c=c)
 
-    def decode_tokens(self, tokens: Tensor) -> DecoderOutput:
+    def decode_tokens(self, tokens: Tensor, c: Labels = None) -> DecoderOutput:
         """Tokens [B, K, h, w] of a discrete tokenizer -> images, see `decode`.
 
         Raises: UserError if the tokenizer has none; ShapeError if they do not fit.
         """
-        return self.decode(self.tokenizer.tokens_to_latent(tokens))
+        return self.decode(self.tokenizer.tokens_to_latent(tokens), c=c)
 
     def _encode(self, images: Tensor) -> Tensor:
         """Moments of the posterior, or the quantised latent."""
@@ -229,17 +235,25 @@ class VFMVAE(nn.Module):
             latent = self.tokenizer.encode(signed_to_unit(images.float()), noise=torch.zeros(()))
         return latent.z if latent.posterior is None else latent.posterior.moments
 
-    def _images(self, z: Tensor) -> Tensor:
+    def _images(self, z: Tensor, conditioning: Conditioning | None = None) -> Tensor:
         with self._autocast():
-            return self.tokenizer.decode(z.float()).reconstruction.to(self.dtype)
+            return self.tokenizer.decode(z.float(), conditioning).reconstruction.to(self.dtype)
 
-    def _in_slices(self, work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        if self._images_per_slice is None:
-            return work(batch)
-        return torch.cat([work(part) for part in batch.split(self._images_per_slice)])
+    def _in_slices(self, work: Callable[..., Tensor], *batches: Tensor | Conditioning) -> Tensor:
+        """`work` on the batches, or on slices of all of them, one after the other."""
+        size = self._images_per_slice
+        if size is None:
+            return work(*batches)
+        starts = range(0, len(batches[0]), size)
+        return torch.cat([work(*(batch[start : start + size] for batch in batches)) for start in starts])
 
     def enable_slicing(self, images_per_slice: int = 1) -> None:
-        """Encode and decode a batch in slices, which bounds the memory that is needed."""
+        """Encode and decode a batch in slices, which bounds the memory that is needed.
+
+        Raises: UserError if `images_per_slice` is below 1.
+        """
+        if images_per_slice < 1:
+            raise UserError(f"images_per_slice: found {images_per_slice}, expected at least 1.")
         self._images_per_slice = images_per_slice
 
     def disable_slicing(self) -> None:

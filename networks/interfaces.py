@@ -67,6 +67,10 @@ class Conditioning:
     tokens: Tensor | None = None
     mask: Tensor | None = None
 
+    def __getitem__(self, rows: slice) -> Conditioning:
+        """That of some images of the batch."""
+        return Conditioning(*(part if part is None else part[rows] for part in (self.label, self.tokens, self.mask)))
+
 
 @dataclass(frozen=True)
 class Decoded:

@@ -90,6 +90,7 @@ def save_model(
         facts.encoder,
         origin=facts.origin,
         encoder_config=encoder.model_config if include_encoder else None,
+        text_tokenizer=encoder.text_tokenizer if include_encoder else None,
         further_facts=facts.further(),
     )
     write_model_folder(folder, content)

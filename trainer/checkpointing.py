@@ -24,7 +24,7 @@ from common.checkpoint_folder import (
     write_checkpoint,
 )
 from common.errors import CheckpointError
-from networks.checkpoint.folder import save_tensors, write_encoder_config
+from networks.checkpoint.folder import save_tensors
 from trainer.best import Best, show_best
 from trainer.config import CheckpointConfig
 from trainer.optimizer import load_optimizer_tensors, optimizer_tensors
@@ -91,8 +91,8 @@ def save(
         for name, network in system.averages.items():
             frozen = system.frozen_tensors() if options.include_encoder else {}
             _save_finite(network.state_dict() | frozen, folder / model_file(name, average=True))
-        if options.include_encoder and (encoder_config := system.frozen_config()) is not None:
-            write_encoder_config(encoder_config, folder)
+        if options.include_encoder:
+            system.write_frozen_files(folder)
         for phase in system.phases:
             tensors = optimizer_tensors(optimizers[phase.name], phase.parameters)
             _save_finite(tensors, folder / f"optimizer_{phase.name}.safetensors")

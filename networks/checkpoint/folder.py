@@ -5,7 +5,8 @@
     config.json                             shape of the tokenizer
     reference_discriminator.safetensors     discriminators of a reference file, as they were, by its names
     training_set_kwargs.json                options of a reference file's training data, as they were
-    encoder/config.json                     the encoder's own configuration, if its weights are among the model's
+    encoder/                                if the encoder's weights are among the model's: its own config.json, and
+                                            its text tokenizer where the decoder reads texts
     manifest.json                           hashes of all these; `encoder`: the frozen encoder; `derived_from`: origin
 
 A checkpoint of a run holds the first three and what it needs to go on; its discriminators are in
@@ -52,6 +53,7 @@ class ModelFolder:
         training_set_kwargs: options of a reference file's training data.
         origin: where the weights come from, if not from training from scratch.
         encoder_config: the encoder's own `config.json`, from which it can be built for the weights in `average`.
+        text_tokenizer: of the encoder's text model, if the decoder reads texts.
         further_facts: entries of the manifest besides those that the others make.
     """
 
@@ -64,6 +66,7 @@ class ModelFolder:
     training_set_kwargs: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
     encoder_config: Mapping[str, Any] | None = None
+    text_tokenizer: Any | None = None
     further_facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -98,8 +101,7 @@ def write_model_folder(target: Path, content: ModelFolder) -> None:
             save_tensors(content.discriminator, folder / _DISCRIMINATOR)
         if content.training_set_kwargs:
             _write_json(content.training_set_kwargs, folder / _TRAINING_SET)
-        if content.encoder_config is not None:
-            write_encoder_config(content.encoder_config, folder)
+        write_encoder_files(folder, content.encoder_config, content.text_tokenizer)
         _write_json(model_config_values(content.config), folder / "config.json")
 
     facts = {
@@ -151,10 +153,18 @@ def read_model_config(folder: Path) -> ModelConfig:
     return build(ModelConfig, Source(str(path), values), MODEL_RELATIONS)
 
 
-def write_encoder_config(values: Mapping[str, Any], folder: Path) -> None:
-    """Put the encoder's own configuration into a checkpoint folder that has the encoder's weights."""
-    (folder / ENCODER_FOLDER).mkdir()
-    _write_json(values, folder / ENCODER_FOLDER / "config.json")
+def write_encoder_files(folder: Path, encoder_config: Mapping[str, Any] | None, text_tokenizer: Any | None) -> None:
+    """Put what it takes to build the encoder into a checkpoint folder that has its weights; nothing, if that is none.
+
+    Args:
+        encoder_config: its own `config.json`; None for a family of a single model.
+        text_tokenizer: of its text model, if it has one.
+    """
+    if encoder_config is not None:
+        (folder / ENCODER_FOLDER).mkdir()
+        _write_json(encoder_config, folder / ENCODER_FOLDER / "config.json")
+    if text_tokenizer is not None:
+        text_tokenizer.save_pretrained(folder / ENCODER_FOLDER)
 
 
 def model_config_values(config: TokenizerConfig) -> dict[str, Any]:

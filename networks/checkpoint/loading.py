@@ -20,6 +20,7 @@ from networks.checkpoint.reference import read_reference, read_reference_weights
 from networks.config import TokenizerConfig
 from networks.encoders.base import VisionEncoder
 from networks.encoders.loading import empty_encoder, encoder_fingerprint, load_encoder
+from networks.encoders.text import load_text_tokenizer
 from networks.vfm_vae import VFMVAETokenizer
 
 log = logging.getLogger(__name__)
@@ -71,10 +72,11 @@ def built_encoder(config: TokenizerConfig, weights: Mapping[str, Tensor], where:
     Returns: None if there is no copy, or nothing tells how to build it but its own files.
     Raises: CheckpointError if the copy does not fit.
     """
-    if config.decoder.reads_texts:
-        return None  # the text tokenizer is not copied, so its own files are needed anyway
-    encoder = empty_encoder(config.encoder) if weights else None
+    with_text = config.decoder.reads_texts
+    encoder = empty_encoder(config.encoder, with_text) if weights else None
     if encoder is not None:
+        if with_text:
+            encoder.text_encoder.tokenizer = load_text_tokenizer(config.encoder.vfm_name, config.encoder.revision)
         if problems := misfits(encoder.state_dict(), weights):
             raise CheckpointError(f"{where}: its copy of the frozen encoder does not fit: {problems}.")
         encoder.load_state_dict(weights)

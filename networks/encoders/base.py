@@ -125,6 +125,11 @@ class VisionEncoder(nn.Module):
             )
         return blocks
 
+    @property
+    def text_tokenizer(self) -> Any | None:
+        """The tokenizer of its text model, if it has one."""
+        return None if self.text_encoder is None else self.text_encoder.tokenizer
+
     def train(self, mode: bool = True) -> VisionEncoder:
         """Stay in eval mode: the encoder is frozen."""
         return super().train(False)

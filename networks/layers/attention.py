@@ -63,7 +63,7 @@ class CrossAttention(nn.Module):
         q = rearrange(self.to_q(self.norm(x)), "b (g d) h w -> b g (h w) d", g=self.heads)
         kv = self.to_kv(self.norm_context(context))
         k, v = rearrange(kv, "b l (two g d) -> two b g l d", two=2, g=self.heads)
-        null_k, null_v = self.null_kv.to(k.dtype)[:, None, :, None].expand(-1, len(x), -1, -1, -1)
+        null_k, null_v = self.null_kv.to(k.dtype)[:, None, :, None].expand(-1, x.shape[0], -1, -1, -1)
         attended = attend(
             q,
             torch.cat([null_k, k], dim=2),

@@ -73,7 +73,7 @@ class ModulatedConv3x3(nn.Module):
         convolve = partial(upsampling_conv, kernel=self.resample_kernel) if self.up else same_conv
         y = modulated_conv(x, self.weight, self.style_affine(w), convolve=convolve)
         if noise.mode != "none":
-            y = y + (self._noise_map(len(y), noise) * self.noise_strength).to(y.dtype)
+            y = y + (self._noise_map(y.shape[0], noise) * self.noise_strength).to(y.dtype)
         y = F.leaky_relu(y + self.bias.to(y.dtype)[:, None, None], 0.2) * (2**0.5 * self.gain)
         return y if self.clamp is None else y.clamp(-self.clamp * self.gain, self.clamp * self.gain)
 

@@ -28,6 +28,7 @@ from networks.encoders.loading import load_encoder
 from networks.model_card import ModelFacts
 from networks.vfm_vae import VFMVAETokenizer
 from tests.networks.test_tokenizer_families import FAMILIES, values_of
+from tests.networks.test_variants import VARIANTS
 from tests.tiny import fill_weights, tiny_values
 from tests.trainer.conftest import merged
 
@@ -37,7 +38,7 @@ README = Path(__file__).parents[2] / "README.md"
 def build(values: dict[str, Any]) -> VFMVAE:
     """A tiny model with filled weights."""
     config = TokenizerConfig(img_resolution=64, **{name: values[name] for name in ("encoder", "latent", "decoder")})
-    tokenizer = VFMVAETokenizer(config, load_encoder(config.encoder))
+    tokenizer = VFMVAETokenizer(config, load_encoder(config.encoder, config.decoder.reads_texts))
     fill_weights(tokenizer)
     return VFMVAE(tokenizer)
 
@@ -146,6 +147,23 @@ def test_a_continuous_model_has_no_tokens(vae, images) -> None:
         vae.decode_tokens(torch.zeros(1, 2, 8, 8, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("variant", ["class indices", "cross-attention"])
+def test_a_conditional_model_takes_labels_whole_and_in_slices(variant: str, tiny_text_encoder, images) -> None:
+    vae = build(merged(tiny_values(tiny_text_encoder, Path("unused"), Path("unused")), VARIANTS[variant]))
+    labels = torch.eye(3) if variant == "class indices" else ["a red fox", "crane", "a blue whale"]
+    with torch.no_grad():
+        z = vae.encode(images).latent_dist.mode()
+        whole = vae.decode(z, c=labels).sample
+        assert torch.equal(whole, vae.tokenizer.decode(z, labels).reconstruction)
+        assert torch.equal(whole, vae(images, c=labels).sample)
+        vae.enable_slicing(2)
+        assert (vae.decode(z, c=labels).sample - whole).norm() <= 1e-5 * whole.norm()
+        with pytest.raises(ShapeError, match=r"c: found .* for 2 latents"):
+            vae.decode(z[:2], c=labels)
+        with pytest.raises(UserError, match="c: missing, but this decoder is conditional"):
+            vae.decode(z)
+
+
 def test_gradients_flow_through_the_decoder_to_the_latent(vae) -> None:
     z = torch.randn(1, 4, 8, 8, requires_grad=True)
     vae.decode(z).sample.square().mean().backward()
@@ -165,6 +183,11 @@ def test_slices_give_what_the_whole_batch_gives(vae, images, images_per_slice: i
     assert (sliced - whole).norm() <= 1e-6 * whole.norm()
     vae.disable_slicing()
     assert torch.equal(reconstruct(vae, images), whole)
+
+
+def test_slices_without_images_are_refused(vae) -> None:
+    with pytest.raises(UserError, match="images_per_slice: found 0, expected at least 1"):
+        vae.enable_slicing(0)
 
 
 def test_a_size_that_does_not_fit_is_refused_with_the_multiple(vae) -> None:
@@ -288,6 +311,18 @@ def test_a_model_with_its_encoder_needs_nothing_else(name: str, folders, images,
     loaded = VFMVAE.from_pretrained(tmp_path / "whole")
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(reconstruct(loaded, images), expected)
+
+
+def test_a_copy_of_an_encoder_has_its_text_model_and_tokenizer(tiny_text_encoder, tmp_path) -> None:
+    encoder = shutil.copytree(tiny_text_encoder, tmp_path / "some")
+    values = tiny_values(encoder, Path("unused"), Path("unused"))
+    model = build(merged(values, VARIANTS["cross-attention"]))
+    model.save_pretrained(tmp_path / "first", include_encoder=True)
+    shutil.rmtree(encoder)
+    loaded = VFMVAE.from_pretrained(tmp_path / "first")
+    z, texts = torch.randn(2, 4, 8, 8), ["a red fox", "crane"]
+    with torch.no_grad():
+        assert torch.equal(loaded.decode(z, c=texts).sample, model.decode(z, c=texts).sample)
 
 
 def test_a_copy_of_a_copy_is_whole_and_protected(tiny_encoder, images, tmp_path) -> None:

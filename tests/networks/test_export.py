@@ -16,6 +16,7 @@ from networks.config import TokenizerConfig
 from networks.encoders.loading import load_encoder
 from networks.export import CONFIG_FILE, export_decoder, save_onnx
 from networks.vfm_vae import VFMVAETokenizer
+from tests.networks.test_variants import VARIANTS, variant_config
 from tests.tiny import fill_weights, tiny_values
 from tests.trainer.conftest import merged
 
@@ -85,6 +86,18 @@ def test_the_exported_program_gives_the_images_of_the_model_and_carries_its_conf
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("variant", ["no ConvNeXt", "summed images"])
+def test_other_kinds_of_decoders_export_as_well(variant: str, tiny_encoder) -> None:
+    model = VFMVAETokenizer(variant_config(VARIANTS[variant], tiny_encoder), None).eval()
+    fill_weights(model)
+    decode = export_decoder(model, 64, 64).module()
+    for count in (1, 3):
+        z = torch.randn(count, 4, 8, 8)
+        with torch.no_grad():
+            assert (decode(z) - model.decode(z).reconstruction).abs().max() <= TOLERANCE
+
+
+@pytest.mark.slow
 def test_the_onnx_file_gives_the_images_of_the_model(tokenizer, program_file, tmp_path) -> None:
     import onnxruntime
 
@@ -107,6 +120,14 @@ def test_a_missing_onnx_package_is_named(monkeypatch, tmp_path) -> None:
 def test_a_size_that_does_not_fit_is_refused_before_the_export(tokenizer) -> None:
     with pytest.raises(ShapeError, match="images of 20 x 32 pixels"):
         export_decoder(tokenizer, 20, 32)
+
+
+def test_a_conditional_decoder_is_refused(tiny_encoder) -> None:
+    conditional = {**SMALL, "decoder.conditional": True, "decoder.label_type": "cls2id", "decoder.label_dim": 3}
+    values = merged(tiny_values(tiny_encoder, Path("unused"), Path("unused")), conditional)
+    config = TokenizerConfig(img_resolution=16, **{name: values[name] for name in ("encoder", "latent", "decoder")})
+    with pytest.raises(UserError, match=r"decoder\.conditional: found true; only decoders that need nothing but a"):
+        export_decoder(VFMVAETokenizer(config, None), 16, 16)
 
 
 def test_a_file_name_that_tells_no_format_is_refused(monkeypatch, capsys) -> None:

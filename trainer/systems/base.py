@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -109,8 +110,8 @@ class System(Protocol):
         """Weights of frozen parts, for checkpoints that include them."""
         ...
 
-    def frozen_config(self) -> dict[str, Any] | None:
-        """The encoder's own configuration, to go with its weights; None if it has none."""
+    def write_frozen_files(self, folder: Path) -> None:
+        """Write what else it takes to build the frozen parts, for checkpoints that include them."""
         ...
 
     def load_initial(self, path: str, with_discriminators: bool) -> str:

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from losses.objective import Objective, Value, details, total
 from losses.schedule import Moment
 from losses.warmup import DiscriminatorWarmup
 from networks.checkpoint import has_noise_maps, load_weights, read_weights, require_same_encoder
-from networks.checkpoint.folder import encoder_facts, model_config_values
+from networks.checkpoint.folder import encoder_facts, model_config_values, write_encoder_files
 from networks.conditioning import Labels, TextCache, text_width
 from networks.discriminators.loading import load_discriminator_weights, read_discriminator_weights
 from networks.encoders.loading import encoder_fingerprint, load_encoder
@@ -348,8 +349,9 @@ class VFMVAESystem:
     def frozen_tensors(self) -> dict[str, Tensor]:
         return {f"encoder.{name}": value for name, value in self.tokenizer.encoder.state_dict().items()}
 
-    def frozen_config(self) -> dict[str, Any] | None:
-        return self.tokenizer.encoder.model_config
+    def write_frozen_files(self, folder: Path) -> None:
+        encoder = self.tokenizer.encoder
+        write_encoder_files(folder, encoder.model_config, encoder.text_tokenizer)
 
     def load_initial(self, path: str, with_discriminators: bool) -> str:
         for weights, model in (("raw", self.tokenizer), ("ema", self.average)):
