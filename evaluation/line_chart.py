@@ -1,15 +1,42 @@
-"""A small line chart as SVG text: no library, no script, colours from the page it is put into."""
+"""Small line charts as SVG text, without library or script: one curve for a page, or several as a file of their own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 34
+LEGEND_ROW = 17
 LOG_FROM_RATIO = 30  # positive values that span more than this are drawn on a logarithmic axis
+
+Points = Sequence[tuple[float, float]]
+
+# One colour per curve, on a light page and on a dark one. Every second curve is dashed, so that curves show that lie on
+# one another, and are told apart without colours.
+COLOURS = (
+    ("#0f6e84", "#5fc0d6"),
+    ("#b8480a", "#f0a16a"),
+    ("#7446a6", "#bd9cec"),
+    ("#2b7a43", "#77c88f"),
+    ("#b02a57", "#f08bab"),
+    ("#6b6100", "#d0c150"),
+)
+_LIGHT, _DARK = (
+    " ".join(f".c{k} {{ stroke: {colour}; }}" for k, colour in enumerate(colours))
+    for colours in zip(*COLOURS, strict=True)
+)
+_STYLE = f"""
+.page {{ fill: #fbfbfa; }} text {{ fill: #59636e; }} .title {{ fill: #1f2328; }} .rule {{ stroke: #d5dae0; }}
+.curve {{ stroke-width: 1.8; fill: none; stroke-linejoin: round; }} .c1, .c3, .c5 {{ stroke-dasharray: 6 3; }}
+{_LIGHT}
+@media (prefers-color-scheme: dark) {{
+.page {{ fill: #161b22; }} text {{ fill: #9da7b1; }} .title {{ fill: #e6edf3; }} .rule {{ stroke: #343b44; }}
+{_DARK}
+}}
+"""
 
 
 @dataclass(frozen=True)
@@ -54,38 +81,104 @@ def value_axis(values: Sequence[float]) -> Axis:
     return Axis(low if low == 0 else low - margin, high + margin)
 
 
-def line_chart(points: Sequence[tuple[float, float]], label: str, x_label: str) -> str:
-    """One curve with axes as an `<svg>` element that fills the width it is given.
+@dataclass(frozen=True)
+class Frame:
+    """The area of a plot between its axes, in units of the SVG; `top_edge` is where it begins."""
+
+    x_axis: Axis
+    y_axis: Axis
+    top_edge: float = TOP
+
+    @classmethod
+    def around(cls, curves: Sequence[Points], top_edge: float = TOP) -> Frame:
+        """Axes on which all points of the curves have room; there must be one at least."""
+        points = [point for curve in curves for point in curve]
+        return cls(Axis(0.0, max(x for x, _ in points) or 1.0), value_axis([y for _, y in points]), top_edge)
+
+    @property
+    def bottom_edge(self) -> float:
+        return self.top_edge + HEIGHT - TOP - BOTTOM
+
+    def left(self, x: float) -> float:
+        return LEFT + self.x_axis.place(x) * (WIDTH - LEFT - RIGHT)
+
+    def top(self, y: float) -> float:
+        return self.bottom_edge - self.y_axis.place(y) * (self.bottom_edge - self.top_edge)
+
+    def draw_axes(self, x_label: str) -> str:
+        """A rule and a number at each value, numbers and the label below."""
+        parts = []
+        for y in self.y_axis.ticks():
+            parts.append(f'<path class="rule" d="M{LEFT} {self.top(y):.1f}H{WIDTH - RIGHT}"/>')
+            parts.append(f'<text x="{LEFT - 7}" y="{self.top(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
+        for x in self.x_axis.ticks():
+            place = f'x="{self.left(x):.1f}" y="{self.bottom_edge + 15}"'
+            parts.append(f'<text {place} text-anchor="middle">{number(x)}</text>')
+        place = f'x="{WIDTH - RIGHT}" y="{self.bottom_edge + BOTTOM - 3}"'
+        parts.append(f'<text {place} text-anchor="end">{escape(x_label)}</text>')
+        return "".join(parts)
+
+    def draw_curve(self, points: Points, style: str) -> str:
+        """A line through the points, and a dot if there is only one; `style` names the CSS classes."""
+        dot = ""
+        if len(points) == 1:
+            ((x, y),) = points
+            dot = f'<circle class="{style}" cx="{self.left(x):.1f}" cy="{self.top(y):.1f}" r="2"/>'
+        path = " ".join(f"{self.left(x):.1f},{self.top(y):.1f}" for x, y in points)
+        return f'{dot}<polyline class="{style}" points="{path}"/>'
+
+
+def finite(points: Points) -> list[tuple[float, float]]:
+    """Without the points that cannot be drawn."""
+    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+
+
+def line_chart(points: Points, label: str, x_label: str) -> str:
+    """One curve with axes as an `<svg>` element that fills the width it is given, in the colours of its page.
 
     Args:
         points: (x, y) in order of x; points that are not finite are left out.
         label: what is drawn, for readers who cannot see it.
         x_label: name and unit of the horizontal axis.
     """
-    points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    points = finite(points)
     if not points:
         return '<p class="quiet">no values</p>'
-    x_axis = Axis(0.0, max(x for x, _ in points) or 1.0)
-    y_axis = value_axis([y for _, y in points])
+    frame = Frame.around([points])
+    picture = frame.draw_axes(x_label) + frame.draw_curve(points, "curve")
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{picture}</svg>'
 
-    def left(x: float) -> float:
-        return LEFT + x_axis.place(x) * (WIDTH - LEFT - RIGHT)
 
-    def top(y: float) -> float:
-        return HEIGHT - BOTTOM - y_axis.place(y) * (HEIGHT - TOP - BOTTOM)
+def chart_file(curves: Mapping[str, Points], title: str, x_label: str) -> str:
+    """Named curves with title, legend and axes as a whole SVG file, legible on light and dark pages.
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">']
-    for y in y_axis.ticks():
-        parts.append(f'<path class="rule" d="M{LEFT} {top(y):.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{top(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
-    for x in x_axis.ticks():
-        parts.append(f'<text x="{left(x):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{number(x)}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(x_label)}</text>')
-    path = " ".join(f"{left(x):.1f},{top(y):.1f}" for x, y in points)
-    if len(points) == 1:
-        parts.append(f'<circle class="curve" cx="{left(points[0][0]):.1f}" cy="{top(points[0][1]):.1f}" r="2"/>')
-    parts.append(f'<polyline class="curve" points="{path}"/></svg>')
-    return "".join(parts)
+    Args:
+        curves: name -> (x, y) in order of x, at most `len(COLOURS)` of them, with a finite point at least in one.
+            Points that are not finite are left out; a curve without any keeps its colour, and the legend says so.
+        title: what is drawn.
+        x_label: name and unit of the horizontal axis.
+    """
+    drawn = {name: finite(points) for name, points in curves.items()}
+    assert len(drawn) <= len(COLOURS) and any(drawn.values())
+    legend_top = TOP + 24
+    frame = Frame.around(list(drawn.values()), top_edge=legend_top + LEGEND_ROW * len(drawn))
+    height = frame.bottom_edge + BOTTOM
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"',
+        f' role="img" aria-label="{escape(title)}" font-size="11"',
+        " font-family=\"system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif\">",
+        f"<style>{_STYLE}</style>",
+        f'<rect class="page" width="{WIDTH}" height="{height}" rx="6"/>',
+        f'<text class="title" x="{RIGHT}" y="{TOP + 9}" font-size="13" font-weight="600">{escape(title)}</text>',
+    ]
+    for k, (name, points) in enumerate(drawn.items()):
+        y = legend_top + LEGEND_ROW * k
+        name = name if points else f"{name} (no values)"
+        parts.append(f'<path class="curve c{k}" d="M{LEFT} {y}h20"/>')
+        parts.append(f'<text x="{LEFT + 27}" y="{y + 4}">{escape(name)}</text>')
+    parts.append(frame.draw_axes(x_label))
+    parts += [frame.draw_curve(points, f"curve c{k}") for k, points in enumerate(drawn.values()) if points]
+    return "".join([*parts, "</svg>\n"])
 
 
 def number(value: float) -> str:
