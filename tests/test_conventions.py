@@ -37,6 +37,7 @@ HEAVY_LIBRARIES = (
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
+    "docs/adversarial.md",
     "docs/architecture.md",
     "docs/encoders.md",
     "docs/performance.md",
