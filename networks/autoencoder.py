@@ -177,8 +177,11 @@ class VFMVAE(nn.Module):
         Args:
             return_dict: False gives a tuple with the distribution.
 
-        Raises: ShapeError if H or W is not a multiple of `image_multiple`.
+        Raises: ShapeError if these are no images, or H or W is not a multiple of `image_multiple`; UserError if they
+            are integers.
         """
+        if not x.is_floating_point():
+            raise UserError(f"images: found {x.dtype}, expected floating point in [-1, 1]; for uint8 x / 127.5 - 1.")
         encoded = self._in_slices(self._encode, x)
         if self.tokenizer.is_discrete:
             output = EncoderOutput(PointMass(encoded), self.tokenizer.latent_to_tokens(encoded))

@@ -93,8 +93,9 @@ class VFMVAETokenizer(nn.Module):
                 the mode. Discrete mode draws nothing.
             transform: its input branch makes the encoder see a smaller image.
 
-        Raises: ShapeError if H or W is not a multiple of `image_multiple`.
+        Raises: ShapeError if these are no images, or H or W is not a multiple of `image_multiple`.
         """
+        _require_maps(images, "images", 3)
         self.require_image_size(*images.shape[-2:])
         assert self.encoder is not None, "this tokenizer was built without its encoder"
         return self.fuse(self.encoder(images, transform.input_scale), generator, noise)
@@ -155,6 +156,7 @@ class VFMVAETokenizer(nn.Module):
                 f"noise_mode: found {noise_mode!r}, but a decoder of ConvNeXt layers has only its fixed noise; "
                 "leave it at 'const'."
             )
+        _require_maps(z, "latents", self.config.latent.channels())
         conditioning = self.condition(c, len(z))
         return self.decoder(z, conditioning, truncation_psi, noise=LayerNoise(noise_mode, generator))
 
@@ -183,3 +185,9 @@ class VFMVAETokenizer(nn.Module):
         decoder_input = latent.z.detach().requires_grad_(latent.z.requires_grad) if cut_at_latent else latent.z
         decoded = self.decoder(transform.apply_to_latent(decoder_input), conditioning, update_average=update_average)
         return TokenizerOutput(latent, decoder_input, decoded)
+
+
+def _require_maps(found: Tensor, what: str, channels: int) -> None:
+    """Raise ShapeError unless there is at least one map of these channels."""
+    if found.ndim != 4 or found.shape[1] != channels or not len(found):
+        raise ShapeError(f"found {what} of shape {list(found.shape)}, expected [B, {channels}, height, width].")

@@ -171,6 +171,24 @@ def test_gradients_flow_through_the_decoder_to_the_latent(vae) -> None:
     vae.zero_grad()
 
 
+@pytest.mark.parametrize(
+    ("shape", "found"), [((3, 64, 64), r"\[3, 64, 64\]"), ((1, 4, 64, 64), ""), ((0, 3, 64, 64), r"\[0, 3, 64, 64\]")]
+)
+def test_what_is_no_batch_of_images_is_refused(vae, shape: tuple[int, ...], found: str) -> None:
+    with pytest.raises(ShapeError, match=f"found images of shape {found}.*expected \\[B, 3, height, width\\]"):
+        vae.encode(torch.zeros(shape))
+
+
+def test_latents_of_another_model_are_refused(vae) -> None:
+    with pytest.raises(ShapeError, match=r"found latents of shape \[1, 5, 8, 8\], expected \[B, 4, height, width\]"):
+        vae.decode(torch.zeros(1, 5, 8, 8))
+
+
+def test_integers_are_no_images(vae) -> None:
+    with pytest.raises(UserError, match=r"images: found torch.uint8, expected floating point in \[-1, 1\]"):
+        vae.encode(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize("images_per_slice", [1, 2, 3, 4])
 def test_slices_give_what_the_whole_batch_gives(vae, images, images_per_slice: int) -> None:
     whole = reconstruct(vae, images)
