@@ -25,3 +25,8 @@ class ShapeError(UserError, ValueError):
 
 class NotBuiltError(UserError):
     """A published option that this version names but does not implement; it is never silently left out."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of another library says; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

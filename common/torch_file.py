@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from common.errors import CheckpointError
+from common.errors import CheckpointError, first_line
 
 
 def read_torch_file(path: str | Path) -> Any:
@@ -35,5 +35,5 @@ def _why_unreadable(path: str | Path, is_archive: bool, error: Exception) -> str
         is_cut = not is_archive and file.read(2) == b"PK"
     if is_cut:
         return f"is cut off: its {Path(path).stat().st_size:,} bytes have a beginning but no end; copy it again."
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"is no file that torch.save wrote, or it is damaged ({type(error).__name__}: {first_line})."
+    reason = first_line(error).partition(". ")[0]  # what follows advises to turn the safety off
+    return f"is no file that torch.save wrote, or it is damaged ({type(error).__name__}: {reason})."

@@ -6,10 +6,11 @@ import os
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.precision import full_precision
 from common.resize import resize_images
 from common.value_range import signed_to_unit
@@ -101,9 +102,8 @@ def load_clip(clip_path: str | None) -> tuple[CLIPModel, CLIPTokenizer]:
     try:
         model, info = CLIPModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         tokenizer = CLIPTokenizer.from_pretrained(path)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{where}{remedy} It could not be loaded: {reason}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{where}{remedy} It could not be loaded: {first_line(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{where}{remedy} It lacks {len(missing)} weights, e.g. {missing[0]}.")
     return model.eval().requires_grad_(False), tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from common.errors import CheckpointError
+from common.errors import CheckpointError, first_line
 
 _MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -26,11 +26,10 @@ def download_model(model_id: str, revision: str | None = None, subfolder: str | 
     try:
         folder = snapshot_download(model_id, revision=revision, allow_patterns=patterns)
     except (OSError, ValueError) as error:  # what the hub's client raises for network, access and unknown names
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{model_id}: is no folder here, and could not be fetched from the hub ({first_line}). Check the name and "
-            f"`hf auth login`; without a network, run `hf download {model_id} --local-dir DIR` on a machine that has "
-            "one, bring the folder here and give its path."
+            f"{model_id}: is no folder here, and could not be fetched from the hub ({first_line(error)}). "
+            f"Check the name and `hf auth login`; without a network, run `hf download {model_id} --local-dir DIR` on a "
+            "machine that has one, bring the folder here and give its path."
         ) from error
     return Path(folder) / (subfolder or "")
 
@@ -47,9 +46,8 @@ def upload_model(folder: Path, model_id: str, private: bool, message: str, revis
         address = api.create_repo(model_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=model_id, folder_path=folder, commit_message=message, revision=revision)
     except (OSError, ValueError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{model_id}: could not be written to the hub ({first_line}). Log in with `hf auth login` and check that "
-            "you may write there; `save_pretrained` writes the same folder to disk."
+            f"{model_id}: could not be written to the hub ({first_line(error)}). Log in with `hf auth login` and "
+            "check that you may write there; `save_pretrained` writes the same folder to disk."
         ) from error
     return str(address)

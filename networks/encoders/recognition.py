@@ -87,7 +87,7 @@ def resolve_family(vfm_name: str, family: str | None = None, revision: str | Non
 
     Only the last component of a name counts, in any case: a folder called `.../mae/dinov2-large` holds a DINOv2.
 
-    Raises: UserError if none of the three tells.
+    Raises: UserError if none of the three tells, or if the name has to and is that of a folder that does not exist.
     """
     if family is not None:
         FAMILIES[family]
@@ -104,9 +104,13 @@ def resolve_family(vfm_name: str, family: str | None = None, revision: str | Non
             found = entry.name_hint and re.search(entry.name_hint, last)
         if found:
             return name
+    source = model_source(vfm_name)
+    if model_type is not None:
+        clue = f"model_type {model_type!r}"
+    else:
+        clue = "name, and it has no readable config.json" if Path(source).is_dir() and not values else "name"
     raise UserError(
-        f"the family of the encoder {vfm_name!r} cannot be told from its "
-        + (f"model_type {model_type!r}" if model_type else "name")
+        f"the family of the encoder {vfm_name!r} cannot be told from its {clue}"
         + f"; set encoder.family to one of {', '.join(FAMILIES)}. Closest to its name: {closest(last, FAMILIES)}."
     )
 

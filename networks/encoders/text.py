@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.precision import frozen_precision
 from networks.encoders.recognition import local_folder, model_source
 from networks.interfaces import Conditioning
@@ -76,10 +76,9 @@ def load_text_tokenizer(vfm_name: str, revision: str | None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"encoder.vfm_name: the text tokenizer of {vfm_name!r}, which a decoder conditional on texts needs, could "
-            f"not be loaded ({first_line})."
+            f"not be loaded ({first_line(error)})."
         ) from error
     if tokenizer.pad_token_id is None:
         raise UserError(f"encoder.vfm_name: the text tokenizer of {vfm_name!r} has no padding token.")

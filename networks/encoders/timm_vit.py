@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -45,7 +46,7 @@ def create_vit(source: str, vfm_name: str, pretrained: bool, **options: Any) -> 
         model = timm.create_model(source, pretrained=pretrained, **{**options, **DYNAMIC})
     except TypeError as error:  # convolutional and hierarchical models take no dynamic image size
         raise UserError(_not_plain(vfm_name, str(error))) from error
-    except (OSError, ValueError, RuntimeError, AssertionError) as error:
+    except (OSError, ValueError, RuntimeError, AssertionError, SafetensorError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"encoder.vfm_name: {vfm_name!r} could not be loaded by timm ({reason[:300]}). Give a vision transformer "

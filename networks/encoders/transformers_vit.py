@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from networks.encoders.recognition import model_config_of, model_source
 from networks.encoders.vit import ViTEncoder
 
@@ -32,17 +34,17 @@ def load_pretrained(
     source = model_source(vfm_name)
     try:
         values, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-        model, info = model_class(values).from_pretrained(
-            source,
-            revision=revision,
-            dtype=torch.float32,
-            key_mapping={file_prefix: ""} if file_prefix else None,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        with _without_warnings():
+            model, info = model_class(values).from_pretrained(
+                source,
+                revision=revision,
+                dtype=torch.float32,
+                key_mapping={file_prefix: ""} if file_prefix else None,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"encoder.vfm_name: {vfm_name!r} could not be loaded ({first_line}). Give a folder that holds "
+            f"encoder.vfm_name: {vfm_name!r} could not be loaded ({first_line(error)}). Give a folder that holds "
             f"config.json and weights, e.g. made with `hf download {vfm_name} --local-dir ...`."
         ) from error
     if missing := sorted(info["missing_keys"]):
@@ -51,6 +53,19 @@ def load_pretrained(
             f"e.g. {missing[0]}; they would stay random. Give the folder of a complete model of this family."
         )
     return model
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """The library lists what a whole model has for its other tower; what is missing is refused anyway."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 class TransformersViT(ViTEncoder):

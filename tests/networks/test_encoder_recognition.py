@@ -75,6 +75,19 @@ def test_a_model_type_of_no_family_is_named_whatever_the_folder_is_called(tmp_pa
         resolve_family(folder)
 
 
+def test_a_folder_that_does_not_exist_is_said_to_be_missing(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"the folder '.*encodr' does not exist; give a model folder"):
+        resolve_family(str(tmp_path / "encodr"))
+
+
+def test_a_folder_with_a_damaged_config_is_told_so(tmp_path) -> None:
+    folder = tmp_path / "vision"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "siglip_vi')
+    with pytest.raises(UserError, match=r"cannot be told from its name, and it has no readable config\.json"):
+        resolve_family(str(folder))
+
+
 def test_unknown_names_ask_for_the_family() -> None:
     with pytest.raises(UserError, match=re.escape(f"set encoder.family to one of {', '.join(FAMILIES)}")):
         resolve_family("acme/vision-model")

@@ -70,6 +70,14 @@ def test_weights_are_frozen_fp32_and_stay_in_eval_mode(loaded) -> None:
     assert {(p.dtype, p.requires_grad) for p in loaded.parameters()} == {(torch.float32, False)}
 
 
+def test_a_file_that_is_cut_off_is_refused(name: str, folders, tmp_path) -> None:
+    folder = shutil.copytree(folders[name], tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="could not be loaded"):
+        load_encoder(config_of(name, folder))
+
+
 def test_a_model_that_lacks_a_weight_is_refused(name: str, folders, tmp_path) -> None:
     folder = shutil.copytree(folders[name], tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
