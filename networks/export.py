@@ -49,7 +49,8 @@ def export_decoder(tokenizer: VFMVAETokenizer, height: int, width: int) -> Expor
 def save_program(program: ExportedProgram, path: str | Path, tokenizer: VFMVAETokenizer) -> None:
     """Write a program as a `.pt2` file, which `torch.export.load` reads; the configuration goes into it as JSON."""
     config = json.dumps(tokenizer.config.model_dump(mode="json"))
-    torch.export.save(program, path, extra_files={CONFIG_FILE: config})
+    with open(path, "wb") as file:  # of a path torch expects the ending, which a file in the making does not have
+        torch.export.save(program, file, extra_files={CONFIG_FILE: config})
 
 
 def save_onnx(program: ExportedProgram, path: str | Path) -> None:

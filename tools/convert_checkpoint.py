@@ -28,6 +28,8 @@ def parse_arguments() -> argparse.Namespace:
         "which refers to them by name and hash)",
     )
     arguments = parser.parse_args()
+    if not Path(arguments.input).exists():
+        parser.error(f"--input: {arguments.input} does not exist; give a .pth, or a checkpoint or run folder")
     is_folder = Path(arguments.input).is_dir()
     if is_folder and arguments.use_config:
         parser.error("--use-config: a folder carries its configuration; leave it out")

@@ -469,6 +469,7 @@ def test_a_file_that_is_something_else_is_told(config, tmp_path):
     (tmp_path / "text.pth").write_text("hello")
     message = refusal(tmp_path / "text.pth", config, tmp_path / "model")
     assert "is no file that torch.save wrote, or it is damaged" in message
+    assert "arbitrary code execution" not in message  # torch's advice to load it all the same
 
 
 def test_missing_and_misshapen_weights_are_counted_and_named(contents, config, tmp_path):
@@ -543,6 +544,9 @@ def test_the_command_names_what_is_wrong(pth, tmp_path):
     no_config = convert("--input", pth, "--output", "model", cwd=tmp_path)
     assert no_config.returncode == 2
     assert "--use-config: a .pth carries no configuration; give one" in no_config.stderr
+    nothing = convert("--input", "runs/mistyped", "--output", "model", cwd=tmp_path)
+    assert nothing.returncode == 2
+    assert "--input: runs/mistyped does not exist; give a .pth, or a checkpoint or run folder" in nothing.stderr
     no_folder = convert("--input", tmp_path, "--output", "model.pth", cwd=tmp_path)
     assert (no_folder.returncode, no_folder.stdout) == (2, "")
     assert no_folder.stderr.startswith(f"error: {tmp_path}: no complete checkpoint here; give a checkpoint folder")
