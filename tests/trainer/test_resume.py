@@ -186,5 +186,5 @@ def test_a_new_run_starts_from_old_weights(make_config, tmp_path) -> None:
     second._start()
     assert second.nimg == 24
     for kind in ("raw", "ema"):
-        name = f"{kind}/decoder.blocks.0.to_rgb.weight"
+        name = f"{kind}/tokenizer/decoder.blocks.0.to_rgb.weight"
         assert torch.equal(state_of(second)[name], state_of(first)[name])
