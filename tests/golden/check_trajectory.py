@@ -14,6 +14,7 @@ from torch import Tensor
 from common.config import Source
 from configs.reference import translate
 from configs.schema import VFMVAEExperiment, check
+from data.skips import SkipCounter
 from losses.lpips import LPIPS
 from networks.checkpoint import to_own_name
 from networks.latent import DiagonalGaussian
@@ -139,7 +140,7 @@ def _trainer(case: Case) -> Trainer:
     own = {to_own_name(key, family=facts["vfm"]["family"]): value for key, value in state.items()}
     for model in (system.tokenizer, system.average):
         load_filled(model, own)
-    return Trainer(config, system, SimpleNamespace(), device)
+    return Trainer(config, system, SimpleNamespace(skips=SkipCounter(0)), device)
 
 
 def _config(facts: dict) -> VFMVAEExperiment:
