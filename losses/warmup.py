@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from losses.schedule import Moment
+
 WINDOW = 100  # updates that are looked at together
 LOW = 0.1  # their mean must be below this ...
 CALM_IN_A_ROW = 10  # ... and so many judgements in a row must find no change
@@ -69,6 +71,10 @@ class DiscriminatorWarmup:
     def waiting(self) -> frozenset[str]:
         """Terms of the objective that do not count yet."""
         return frozenset().union(*(HELD_BACK[name] for name in self._held))
+
+    def moment(self, nimg: int) -> Moment:
+        """The point in training after `nimg` images, for the objective."""
+        return Moment(nimg, self.waiting)
 
     @property
     def freezes_first_half(self) -> bool:

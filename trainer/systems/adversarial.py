@@ -13,7 +13,7 @@ from common.errors import CheckpointError
 from common.random import keyed_seed, torch_generator
 from losses.interfaces import DiscriminatorInputs
 from losses.objective import Objective, details, total
-from losses.schedule import Moment, blur_sigma
+from losses.schedule import blur_sigma
 from losses.warmup import DiscriminatorWarmup
 from networks.config import DiscriminatorConfig
 from networks.discriminators.blur import blur_images
@@ -73,13 +73,9 @@ class Adversary:
             ),
         )
 
-    def moment(self, nimg: int) -> Moment:
-        """The point in training: images seen, and which terms wait for the end of their warm-up."""
-        return Moment(nimg, self.warmup.waiting)
-
     def takes_part(self, nimg: int) -> bool:
         """Whether any term of the discriminators counts, so that there is something to train them on."""
-        moment = self.moment(nimg)
+        moment = self.warmup.moment(nimg)
         return any(self.objective.discriminators_need(name, moment) for name in DiscriminatorInputs.__annotations__)
 
     def backward(self, fake: Tensor, real: Tensor, label: Tensor | None, at: MicroStep) -> dict[str, Tensor]:
@@ -90,7 +86,7 @@ class Adversary:
             label: [B, label_dim]; None where they are not conditioned.
         """
         self._start_norms(at)
-        moment = self.moment(at.nimg)
+        moment = self.warmup.moment(at.nimg)
         shuffled = None
         if self.objective.discriminators_need("fake_shuffled", moment):
             assert label is not None, "losses.matching_aware shuffles labels"
@@ -134,6 +130,7 @@ class Adversary:
         vectors = [b for name, b in self.discriminators.named_buffers() if name.endswith(("weight_u", "weight_v"))]
         if at.is_first:
             self._norms_at_start = [vector.clone() for vector in vectors]
+            return
         for vector, start in zip(vectors, self._norms_at_start, strict=True):
             vector.copy_(start)
 

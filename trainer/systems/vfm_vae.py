@@ -159,7 +159,7 @@ class VFMVAESystem:
 
     def _train_tokenizer(self, batch: Batch, at: MicroStep) -> dict[str, Tensor]:
         passed = self._shared.pop(at.micro_batch, None) or self._pass(self.generator, batch, at, "")
-        moment = Moment(at.nimg, self.warmup.waiting)
+        moment = self.warmup.moment(at.nimg)
         inputs = self._loss_inputs(passed, batch, moment, at)
         image_values, gradients = self._backward_through_decoder(passed, inputs, moment, at)
         latent_values = self.objective.latent_terms(inputs, moment)
