@@ -10,18 +10,17 @@ edge between two 8-bit levels, that can move it by one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,19 +30,18 @@ from common import distributed
 from common.checkpoint_folder import library_versions
 from common.errors import DataError, UserError
 from common.files import write_json_atomically
-from common.random import torch_generator
-from common.value_range import signed_to_unit, uint8_to_unit, unit_to_uint8
+from common.value_range import signed_to_unit, unit_to_uint8
+from evaluation.batches import fill_up, in_batches, read_ahead
 from evaluation.images import CROPS, ImageFile, UnreadableImage, list_images, read_rgb, to_tensor, write_png
+from evaluation.posterior import LatentChoice, encode_images
 from networks.conditioning import Labels
+from networks.fingerprint import weights_fingerprint
 
 INPUT_FOLDER = "inputs"
 OUTPUT_FOLDER = "outputs"
 MANIFEST_NAME = "manifest.json"
 
 log = logging.getLogger(__name__)
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Protocol:
 
     resolution: int
     crop: str = "torchvision"
-    latent: Literal["sample", "mode"] = "sample"
+    latent: LatentChoice = "sample"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -118,12 +116,7 @@ def reconstruct_batch(
         labels: what a conditional decoder takes besides the latent.
     Returns: uint8 [B, 3, R, R], truncated as published PNG files are.
     """
-    noise = torch.zeros(())
-    if protocol.latent == "sample":
-        shape = model.latent_shape(*images.shape[-2:])
-        of_each = [torch.randn(shape, generator=torch_generator(protocol.seed, "posterior", key)) for key in keys]
-        noise = torch.stack(of_each)
-    z = model.encode(uint8_to_unit(images), noise=noise).z
+    z = encode_images(model, images, keys, protocol.latent, protocol.seed).z
     return unit_to_uint8(signed_to_unit(model.decode(z, labels).reconstruction))
 
 
@@ -166,7 +159,7 @@ def reconstruct_share(
     with progress, ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(workers) as writers:
         pending: deque[Future] = deque()
         for batch in in_batches(crops(read_ahead(readers, read, images, ahead=2 * batch_size + workers)), batch_size):
-            filled = batch + batch[-1:] * (batch_size - len(batch))
+            filled = fill_up(batch, batch_size)
             pixels = torch.stack([crop.pixels for crop in filled]).to(device)
             outputs = reconstruct_batch(model, pixels, [crop.image.key for crop in filled], protocol).cpu()
             for crop, output in zip(batch, outputs):
@@ -254,7 +247,7 @@ def _plan(
     if recursive and output_dir.resolve().is_relative_to(input_dir.resolve()):
         raise DataError(f"{output_dir}: lies inside the input folder {input_dir}, which is searched recursively.")
     images = list_images(input_dir, recursive)[:num_images]
-    identity = {"protocol": asdict(protocol), "weights_sha256": weights_sha256(model)}
+    identity = {"protocol": asdict(protocol), "weights_sha256": weights_fingerprint(model.state_dict())}
     names = {image.png_name for image in images}
     for folder in (output_dir / INPUT_FOLDER, output_dir / OUTPUT_FOLDER):
         _refuse_foreign(folder, names)
@@ -321,38 +314,3 @@ def _write_manifest(
         content["unreadable"] = [asdict(item) for item in summary.unreadable]
         content["seconds"] = round(summary.seconds, 3)
     write_json_atomically(output_dir / MANIFEST_NAME, content)
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """Hex SHA-256 over names, types, shapes and bytes of all tensors of a model, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return digest.hexdigest()
-
-
-def read_ahead(
-    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
-    """`map(work, items)` in a thread pool, in order, with a bounded number of results waiting."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items; the last one may be shorter."""
-    batch: list[Item] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

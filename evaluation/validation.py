@@ -29,10 +29,11 @@ from data.labels import build_labels
 from data.pipeline import Batch, Sample, collate
 from data.skips import BadSample, Skip
 from data.sources import SampleSource, build_source
+from evaluation.batches import fill_up, in_batches, read_ahead
 from evaluation.config import ValidationConfig
 from evaluation.images import CROPS
 from evaluation.quality import PairScore, as_record, score_batch, summarise
-from evaluation.reconstruction import Protocol, in_batches, read_ahead
+from evaluation.reconstruction import Protocol
 
 READERS = 4  # threads that decode
 
@@ -153,8 +154,7 @@ class Validation:
         return _Picture(number, Sample(pixels, key, raw.label, image.conversions))
 
     def _score(self, pictures: list[_Picture], reconstruct: Callable[[Batch, Protocol], Tensor]) -> list[_Scored]:
-        # Filled up with copies, so that the number of images does not change what is computed for one.
-        filled = pictures + pictures[-1:] * (self.config.batch_size_per_gpu - len(pictures))
+        filled = fill_up(pictures, self.config.batch_size_per_gpu)
         batch = collate([picture.sample for picture in filled], self.labels)
         outputs = reconstruct(batch, self.protocol).to(self.device)
         # Whichever perceptual distance is used takes the place that the record has for LPIPS.

@@ -20,7 +20,7 @@ from networks.checkpoint.folder import (
 from networks.checkpoint.loading import load_folder
 from networks.checkpoint.names import ENCODER
 from networks.config import ModelConfig
-from networks.encoders.loading import encoder_fingerprint
+from networks.fingerprint import weights_fingerprint
 from networks.hub import download_model, is_model_id
 from networks.model_card import ModelFacts, model_card
 from networks.vfm_vae import VFMVAETokenizer
@@ -76,7 +76,7 @@ def save_model(
     encoder = tokenizer.encoder
     assert encoder is not None
     if facts.encoder["sha256"] is None:
-        facts = replace(facts, encoder={**facts.encoder, "sha256": encoder_fingerprint(encoder.state_dict())})
+        facts = replace(facts, encoder={**facts.encoder, "sha256": weights_fingerprint(encoder.state_dict())})
     identity = {"vfm_name": facts.encoder["vfm_name"], "family": facts.encoder["family"]}
     config = config.model_copy(update={"encoder": config.encoder.model_copy(update=identity)})
     state = tokenizer.trainable_parts().state_dict()
@@ -100,5 +100,5 @@ def save_model(
 def facts_of(tokenizer: VFMVAETokenizer) -> ModelFacts:
     """What is known of a tokenizer that was not loaded from a folder: its encoder."""
     assert tokenizer.encoder is not None
-    sha256 = encoder_fingerprint(tokenizer.encoder.state_dict())
+    sha256 = weights_fingerprint(tokenizer.encoder.state_dict())
     return ModelFacts(encoder=encoder_facts(tokenizer.config, sha256))

@@ -40,8 +40,9 @@ from networks.checkpoint.reference import (
     write_reference,
 )
 from networks.config import TokenizerConfig
-from networks.encoders.loading import encoder_fingerprint, load_encoder
+from networks.encoders.loading import load_encoder
 from networks.encoders.recognition import model_config_of
+from networks.fingerprint import weights_fingerprint
 from networks.vfm_vae import VFMVAETokenizer
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def reference_to_folder(
         average if include_encoder else _without_encoder(average),
         raw,
         snapshot_nimg(source),
-        encoder_facts(config, encoder_fingerprint(encoder) if encoder else None),
+        encoder_facts(config, weights_fingerprint(encoder) if encoder else None),
         checkpoint.discriminator,
         _json_part(checkpoint.training_set_kwargs, str(source)),
         origin,
@@ -214,7 +215,7 @@ def _encoder_to_write(content: ModelFolder, folder: Path) -> dict[str, Tensor]:
     if not encoder:
         encoder = load_encoder(content.config.encoder).state_dict()
         if content.encoder["sha256"] is not None:
-            require_same_encoder(encoder_fingerprint(encoder), content.encoder["sha256"], str(folder))
+            require_same_encoder(weights_fingerprint(encoder), content.encoder["sha256"], str(folder))
     return {ENCODER + name: value for name, value in encoder.items()}
 
 

@@ -19,8 +19,9 @@ from networks.checkpoint.origin import Origin
 from networks.checkpoint.reference import read_reference, read_reference_weights, require_file
 from networks.config import TokenizerConfig
 from networks.encoders.base import VisionEncoder
-from networks.encoders.loading import empty_encoder, encoder_fingerprint, load_encoder
+from networks.encoders.loading import empty_encoder, load_encoder
 from networks.encoders.text import load_text_tokenizer
+from networks.fingerprint import weights_fingerprint
 from networks.vfm_vae import VFMVAETokenizer
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def load_folder(folder: Path, config: TokenizerConfig, weights: Literal["ema", "
         model = build_tokenizer(config, state, str(folder), encoder)
     recorded = read_manifest(folder)["encoder"]["sha256"]
     if recorded is not None:
-        require_same_encoder(encoder_fingerprint(model.encoder.state_dict()), recorded, str(folder))
+        require_same_encoder(weights_fingerprint(model.encoder.state_dict()), recorded, str(folder))
     return model
 
 

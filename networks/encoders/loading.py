@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-
-from torch import Tensor, nn
+from torch import nn
 
 from common.errors import UserError
 from common.registry import import_object
@@ -67,17 +64,3 @@ def _with_layers(encoder_class: type[VisionEncoder], backbone: nn.Module, config
             f"the model has {patches}; put it into a folder with its config.json and give that folder."
         )
     return encoder
-
-
-def encoder_fingerprint(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names and values of an encoder's weights: what a checkpoint refers to instead of a copy.
-
-    Args:
-        state: state dict of a `VisionEncoder`; values count in fp32, in which encoders are kept.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        value = value.float() if value.is_floating_point() else value
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).numpy())
-    return digest.hexdigest()

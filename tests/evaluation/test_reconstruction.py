@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from common.errors import DataError, ShapeError, UserError
 from common.value_range import uint8_to_unit, unit_to_uint8
 from evaluation.images import adm_crop, list_images, torchvision_crop
-from evaluation.reconstruction import Protocol, reconstruct_folder, reconstruct_share, weights_sha256
+from evaluation.reconstruction import Protocol, reconstruct_folder, reconstruct_share
+from networks.fingerprint import weights_fingerprint
 
 CPU = torch.device("cpu")
 PROTOCOL = Protocol(resolution=16)
@@ -121,7 +122,7 @@ def test_the_manifest_states_the_protocol_and_the_weights(tokenizer, folder, tmp
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["status"] == "complete" and manifest["checkpoint"] == "runs/x"
     assert manifest["protocol"] == {"resolution": 16, "crop": "torchvision", "latent": "sample", "seed": 0}
-    assert manifest["weights_sha256"] == weights_sha256(tokenizer) and manifest["versions"]["torch"]
+    assert manifest["weights_sha256"] == weights_fingerprint(tokenizer.state_dict()) and manifest["versions"]["torch"]
 
 
 def test_skip_existing_completes_an_interrupted_run(tokenizer, folder, whole, tmp_path):

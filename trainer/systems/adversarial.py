@@ -19,7 +19,7 @@ from networks.config import DiscriminatorConfig
 from networks.discriminators.blur import blur_images
 from networks.discriminators.discriminators import Discriminators
 from networks.discriminators.loading import build_discriminators
-from networks.encoders.loading import encoder_fingerprint
+from networks.fingerprint import weights_fingerprint
 from networks.interfaces import Verdict
 from trainer.config import AdamConfig
 from trainer.parallel import distribute
@@ -60,7 +60,7 @@ class Adversary:
             torch.manual_seed(keyed_seed(seed, "initial weights of the discriminators"))
             self.discriminators = build_discriminators(config, interpolation, label_dim).to(device)
         projected = self.discriminators.projected
-        self.backbone_sha256 = None if projected is None else encoder_fingerprint(projected.backbone.state_dict())
+        self.backbone_sha256 = None if projected is None else weights_fingerprint(projected.backbone.state_dict())
         self.judge = distribute(_Judge(self.discriminators))
         names = [name for name in objective.terms if name in ("stylegan_t", "patchgan", "matching_aware")]
         self.phase = Phase(

@@ -27,8 +27,9 @@ from networks.checkpoint import has_noise_maps, load_weights, read_weights, requ
 from networks.checkpoint.folder import encoder_facts, model_config_values, write_encoder_files
 from networks.conditioning import Labels, TextCache, text_width
 from networks.discriminators.loading import load_discriminator_weights, read_discriminator_weights
-from networks.encoders.loading import encoder_fingerprint, load_encoder
+from networks.encoders.loading import load_encoder
 from networks.equivariance import IDENTITY, EquivarianceTransform, draw_transform
+from networks.fingerprint import weights_fingerprint
 from networks.interfaces import Conditioning, TokenizerOutput
 from networks.quantizer import usage_percent
 from networks.vfm_vae import VFMVAETokenizer
@@ -92,7 +93,7 @@ class VFMVAESystem:
         self.interpolation = config.encoder.interpolation()
         if encoder is None:
             encoder = load_encoder(config.encoder, config.decoder.reads_texts)
-        self.encoder_sha256 = encoder_fingerprint(encoder.state_dict())
+        self.encoder_sha256 = weights_fingerprint(encoder.state_dict())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_seed(config.run.random_seed, "initial weights"))
             tokenizer = VFMVAETokenizer(config.tokenizer(), encoder, noise=_has_noise(config))
