@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.precision import full_precision
+from common.torch_file import read_torch_file
 from losses.config import LPIPSConfig
 from losses.interfaces import Loss, LossInputs
 
@@ -41,11 +42,10 @@ def load_lpips(vgg16_path: str | None = None) -> nn.Module:
     Args:
         vgg16_path: torchvision's VGG16 weights; None: looked for in the torch hub cache.
 
-    Raises: UserError if they are missing or are not VGG16's.
+    Raises: UserError if they are missing, damaged or not VGG16's.
     """
     path = find_trunk(vgg16_path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return LPIPS(state, str(path))
+    return LPIPS(read_torch_file(path), str(path))
 
 
 class LPIPS(nn.Module):

@@ -8,6 +8,7 @@ need that library.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from networks.vfm_vae import VFMVAETokenizer
 
 if TYPE_CHECKING:
     from PIL import Image
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -105,7 +108,7 @@ class VFMVAE(nn.Module):
             subfolder: where in it the model lies.
             torch_dtype: what is computed in.
             device: where the model goes.
-            weights: the EMA of the weights, or the weights themselves where the folder has both.
+            weights: "ema", the EMA of the weights, or "raw", the weights themselves where the folder has both.
             vfm_name: folder or hub id of the frozen encoder, if it is not where the configuration says.
 
         Raises: CheckpointError if the model is missing, damaged or does not fit, or its encoder is another one than it
@@ -164,6 +167,14 @@ class VFMVAE(nn.Module):
         """
         from networks.hub import upload_model
 
+        encoder = self.config.encoder.vfm_name
+        if not options.get("include_encoder") and Path(encoder).expanduser().is_dir():
+            log.warning(
+                "%s refers to its frozen encoder as %s, a folder of this machine, where nobody else will find it; push "
+                "with include_encoder=True, or name the encoder by its hub id.",
+                model_id,
+                encoder,
+            )
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             self.save_pretrained(folder, **options)

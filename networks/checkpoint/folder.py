@@ -27,7 +27,7 @@ from torch import Tensor
 
 from common.checkpoint_folder import write_checkpoint
 from common.config import Source, build
-from common.errors import CheckpointError
+from common.errors import CheckpointError, UserError
 from networks.checkpoint.names import ENCODER, discriminator_rows, to_reference_name
 from networks.checkpoint.origin import Origin
 from networks.config import MODEL_RELATIONS, ModelConfig, TokenizerConfig
@@ -117,7 +117,12 @@ def write_model_folder(target: Path, content: ModelFolder) -> None:
 
 
 def read_folder_weights(folder: Path, weights: Literal["ema", "raw"]) -> dict[str, Tensor]:
-    """Weights of a checkpoint folder; its EMA where it holds nothing else."""
+    """Weights of a checkpoint folder; its EMA where it holds nothing else.
+
+    Raises: UserError if `weights` names neither.
+    """
+    if weights not in WEIGHT_FILES:
+        raise UserError(f"weights: found {weights!r}, expected one of {', '.join(WEIGHT_FILES)}.")
     path = folder / WEIGHT_FILES[weights]
     return load_file(path if path.exists() else folder / WEIGHT_FILES["ema"])
 

@@ -9,7 +9,7 @@ from common.errors import ShapeError, UserError
 from losses.config import TermConfig
 from losses.efficientnet_perceptual import EfficientNetDistance
 from losses.interfaces import LossInputs
-from losses.lpips import find_trunk, trunk_state
+from losses.lpips import find_trunk, load_lpips, trunk_state
 from losses.objective import Objective, total
 from losses.schedule import Moment, in_window
 from losses.ssim import SSIMLoss
@@ -84,6 +84,12 @@ def test_lpips_without_its_trunk_names_the_file_and_the_key(tmp_path) -> None:
 def test_lpips_refuses_a_file_of_another_network() -> None:
     with pytest.raises(UserError, match="not torchvision's VGG16"):
         trunk_state({"features.0.weight": torch.zeros(1)}, "file.pth")
+
+
+def test_lpips_names_a_damaged_trunk(tmp_path) -> None:
+    (tmp_path / "vgg.pth").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(UserError, match=r"vgg\.pth: is cut off"):
+        load_lpips(str(tmp_path / "vgg.pth"))
 
 
 def test_efficientnet_distance_grows_with_blur_and_noise() -> None:

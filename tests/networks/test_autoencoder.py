@@ -407,6 +407,11 @@ def test_a_moved_encoder_is_found_where_the_caller_says(vae, tiny_encoder, image
     assert loaded.facts.encoder["vfm_name"] == str(tmp_path / "moved-siglip2-patch8")
 
 
+def test_only_the_two_kinds_of_weights_can_be_asked_for(saved) -> None:
+    with pytest.raises(UserError, match="weights: found 'EMA', expected one of ema, raw"):
+        VFMVAE.from_pretrained(saved, weights="EMA")
+
+
 def test_an_existing_folder_is_not_written_over(vae, saved) -> None:
     with pytest.raises(CheckpointError, match="exists already; give a folder that does not"):
         vae.save_pretrained(saved)
@@ -472,6 +477,12 @@ def test_pushing_uploads_a_folder_that_loads(vae, images, tmp_path, monkeypatch)
         ("upload", {"repo_id": "acme/vae", "commit_message": "Upload model", "revision": None}),
     ]
     assert torch.equal(reconstruct(VFMVAE.from_pretrained(hub.kept), images), reconstruct(vae, images))
+
+
+def test_pushing_without_the_encoder_warns_if_only_this_machine_has_it(vae, tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: FakeHub(tmp_path / "uploaded"))
+    vae.push_to_hub("acme/vae")
+    assert f"refers to its frozen encoder as {vae.config.encoder.vfm_name}, a folder of this machine" in caplog.text
 
 
 def test_a_refusal_of_the_hub_says_what_to_do(vae, monkeypatch) -> None:
