@@ -58,6 +58,29 @@ def write_encoder(folder: Path) -> Path:
     return folder
 
 
+def write_inception(path: Path) -> Path:
+    """Random weights of the Inception network, in the form of the published file; features keep their scale."""
+    import io
+
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Empty(FeatureExtractorInceptionV3):
+        def load_state_dict(self, *arguments):
+            """Stay as built."""
+
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    state = Empty("random", ["2048"], feature_extractor_weights_path=nothing).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    for value in state.values():
+        if value.ndim > 1:
+            fan_in = value[0].numel()
+            value.copy_(torch.randn(value.shape, generator=generator) * (2 / fan_in) ** 0.5)
+    torch.save(state, path)
+    return path
+
+
 def write_encoder_with_text(folder: Path) -> Path:
     """A whole SigLIP of vision and text tower with random weights, and a tokenizer that knows a few words."""
     from tokenizers import Tokenizer, models, pre_tokenizers

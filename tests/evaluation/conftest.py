@@ -35,3 +35,11 @@ class FakeTokenizer(nn.Module):
 @pytest.fixture
 def tokenizer():
     return FakeTokenizer().eval()
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """A file of random weights in the form of the published Inception ones."""
+    from tests.tiny import write_inception
+
+    return write_inception(tmp_path_factory.mktemp("inception") / "random-inception.pth")
