@@ -1,6 +1,7 @@
-"""Reconstruct a folder of images with a tokenizer.
+"""Reconstruct a set of images with a tokenizer.
 
-image files -> square crops -> latent z -> decoder -> `inputs/` and `outputs/` PNG files of equal names
+images of a folder or of shards -> square crops -> latent z -> decoder -> PNG files of equal names in `inputs/` and
+`outputs/`
 
 What is written for an image depends on the image, the model and the protocol, not on its neighbours, on how many images
 or ranks there are, or on what was there before: its posterior noise is keyed by (seed, name), every batch has the full
@@ -32,7 +33,17 @@ from common.errors import DataError, UserError
 from common.files import write_json_atomically
 from common.value_range import signed_to_unit, unit_to_uint8
 from evaluation.batches import fill_up, in_batches, read_ahead
-from evaluation.images import CROPS, ImageFile, UnreadableImage, list_images, read_rgb, to_tensor, write_png
+from evaluation.images import (
+    CROPS,
+    ImageSet,
+    InputImage,
+    UnreadableImage,
+    open_images,
+    png_name,
+    read_input,
+    to_tensor,
+    write_png,
+)
 from evaluation.posterior import LatentChoice, encode_images
 from networks.conditioning import Labels
 from networks.fingerprint import weights_fingerprint
@@ -80,7 +91,7 @@ class Unreadable:
 class Crop:
     """An image that was read: uint8 [3, R, R]."""
 
-    image: ImageFile
+    image: InputImage
     pixels: Tensor
 
 
@@ -122,7 +133,7 @@ def reconstruct_batch(
 
 def reconstruct_share(
     model: nn.Module,
-    images: Sequence[ImageFile],
+    images: Sequence[InputImage],
     output_dir: str | Path,
     protocol: Protocol,
     *,
@@ -141,11 +152,11 @@ def reconstruct_share(
     unreadable: list[Unreadable] = []
     progress = tqdm(total=len(images), unit="image", disable=not show_progress, smoothing=0.1)
 
-    def read(image: ImageFile) -> Crop | Unreadable:
+    def read(image: InputImage) -> Crop | Unreadable:
         try:
-            return Crop(image, to_tensor(CROPS[protocol.crop](read_rgb(image.path), protocol.resolution)))
+            return Crop(image, to_tensor(CROPS[protocol.crop](read_input(image), protocol.resolution)))
         except UnreadableImage as error:
-            return Unreadable(str(image.path), str(error))
+            return Unreadable(str(image), str(error))
 
     def crops(results: Iterable[Crop | Unreadable]) -> Iterator[Crop]:
         for result in results:
@@ -164,7 +175,7 @@ def reconstruct_share(
             outputs = reconstruct_batch(model, pixels, [crop.image.key for crop in filled], protocol).cpu()
             for crop, output in zip(batch, outputs):
                 for folder, content in ((INPUT_FOLDER, crop.pixels), (OUTPUT_FOLDER, output)):
-                    path = output_dir / folder / crop.image.png_name
+                    path = output_dir / folder / png_name(crop.image)
                     pending.append(writers.submit(write_png, path, content))
             while len(pending) > 4 * batch_size:
                 pending.popleft().result()
@@ -188,10 +199,13 @@ def reconstruct_folder(
     workers: int = 4,
     description: dict[str, Any] | None = None,
 ) -> Summary:
-    """Reconstruct a folder on all ranks; `output_dir` gets `inputs/`, `outputs/` and `manifest.json`.
+    """Reconstruct a set of images on all ranks; `output_dir` gets `inputs/`, `outputs/` and `manifest.json`.
 
     Args:
-        num_images: only the first so many by name.
+        input_dir: folder of images, folder of *.tar shards, or one shard. What is wrong with shards counts among the
+            images that could not be read.
+        recursive: also search sub-folders for images.
+        num_images: only the first so many by name; of shards, as they lie in them.
         skip_existing: leave images alone whose two files are there, if they come from the same weights and protocol.
         description: what else the manifest should say of the run.
     Raises: DataError before any work if there is no image, if two images share a name, or if the output folder
@@ -199,10 +213,12 @@ def reconstruct_folder(
     """
     started = time.monotonic()
     output_dir = Path(output_dir)
-    plan = distributed.on_rank_0(
-        lambda: _plan(model, Path(input_dir), output_dir, protocol, recursive, num_images, skip_existing)
-    )
-    share = plan.to_do[distributed.rank() :: distributed.world_size()]
+    if recursive and output_dir.resolve().is_relative_to(Path(input_dir).resolve()):
+        raise DataError(f"{output_dir}: lies inside the input folder {input_dir}, which is searched recursively.")
+    inputs = open_images(input_dir, recursive)
+    images = inputs.images[:num_images]
+    plan = distributed.on_rank_0(lambda: _plan(model, images, output_dir, protocol, skip_existing))
+    share = [images[index] for index in plan.to_do[distributed.rank() :: distributed.world_size()]]
     own = reconstruct_share(
         model,
         share,
@@ -213,11 +229,12 @@ def reconstruct_folder(
         workers=workers,
         show_progress=distributed.rank() == 0,
     )
-    unreadable = sorted((u for part in distributed.all_gather_objects(own) for u in part), key=lambda u: u.name)
+    failed = [unreadable for part in distributed.all_gather_objects(own) for unreadable in part]
+    unreadable = sorted([*failed, *_lost_in_shards(inputs)], key=lambda image: image.name)
     summary = Summary(
-        found=plan.found,
-        reconstructed=len(plan.to_do) - len(unreadable),
-        kept=plan.found - len(plan.to_do),
+        found=len(images) + len(inputs.problems),
+        reconstructed=len(plan.to_do) - len(failed),
+        kept=len(images) - len(plan.to_do),
         unreadable=tuple(unreadable),
         seconds=time.monotonic() - started,
     )
@@ -228,43 +245,43 @@ def reconstruct_folder(
     return summary
 
 
+def _lost_in_shards(inputs: ImageSet) -> list[Unreadable]:
+    """What the index of shards found to be unusable, in the words of an image that cannot be read."""
+    return [
+        Unreadable(f"{problem.shard}: {problem.key}" if problem.key else problem.shard, problem.kind)
+        for problem in inputs.problems
+    ]
+
+
 @dataclass(frozen=True)
 class _Plan:
-    found: int
-    to_do: list[ImageFile]
+    """Numbers of the images that are not there yet, and what the manifest says of where they come from."""
+
+    to_do: list[int]
     identity: dict[str, Any]
 
 
 def _plan(
-    model: nn.Module,
-    input_dir: Path,
-    output_dir: Path,
-    protocol: Protocol,
-    recursive: bool,
-    num_images: int | None,
-    skip_existing: bool,
+    model: nn.Module, images: Sequence[InputImage], output_dir: Path, protocol: Protocol, skip_existing: bool
 ) -> _Plan:
-    if recursive and output_dir.resolve().is_relative_to(input_dir.resolve()):
-        raise DataError(f"{output_dir}: lies inside the input folder {input_dir}, which is searched recursively.")
-    images = list_images(input_dir, recursive)[:num_images]
     identity = {"protocol": asdict(protocol), "weights_sha256": weights_fingerprint(model.state_dict())}
-    names = {image.png_name for image in images}
+    names = {png_name(image) for image in images}
     for folder in (output_dir / INPUT_FOLDER, output_dir / OUTPUT_FOLDER):
         _refuse_foreign(folder, names)
-    to_do = images
+    to_do = list(range(len(images)))
     if skip_existing:
-        to_do = [image for image in images if not _is_done(output_dir, image)]
+        to_do = [index for index in to_do if not _is_done(output_dir, images[index])]
         if len(to_do) < len(images):
             _refuse_other_origin(output_dir / MANIFEST_NAME, identity)
-    for image in to_do:  # so that an interrupted run never leaves files of two models side by side
+    for index in to_do:  # so that an interrupted run never leaves files of two models side by side
         for folder in (INPUT_FOLDER, OUTPUT_FOLDER):
-            (output_dir / folder / image.png_name).unlink(missing_ok=True)
+            (output_dir / folder / png_name(images[index])).unlink(missing_ok=True)
     _write_manifest(output_dir, identity, "running", {}, None)
-    return _Plan(len(images), to_do, identity)
+    return _Plan(to_do, identity)
 
 
-def _is_done(output_dir: Path, image: ImageFile) -> bool:
-    return all((output_dir / folder / image.png_name).is_file() for folder in (INPUT_FOLDER, OUTPUT_FOLDER))
+def _is_done(output_dir: Path, image: InputImage) -> bool:
+    return all((output_dir / folder / png_name(image)).is_file() for folder in (INPUT_FOLDER, OUTPUT_FOLDER))
 
 
 def _refuse_foreign(folder: Path, names: set[str]) -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from common.errors import DataError, ShapeError, UserError
 from common.value_range import uint8_to_unit, unit_to_uint8
-from evaluation.images import adm_crop, list_images, torchvision_crop
+from data.write_shards import NewSample, write_shards
+from evaluation.images import adm_crop, list_images, open_images, torchvision_crop
 from evaluation.reconstruction import Protocol, reconstruct_folder, reconstruct_share
 from networks.fingerprint import weights_fingerprint
 
@@ -154,6 +155,38 @@ def test_recursive_keeps_sub_folders(tokenizer, folder, tmp_path):
     assert (tmp_path / "out" / "outputs" / "more" / "image_0.png").is_file()
     with pytest.raises(DataError, match="lies inside the input folder"):
         run(tokenizer, folder, folder / "out", recursive=True)
+
+
+def write_as_shards(folder, target):
+    samples = (NewSample(f.stem, f.read_bytes(), f.suffix[1:].lower()) for f in sorted(folder.iterdir()))
+    return write_shards(samples, target, shard_size=3).shards
+
+
+def test_shards_give_the_same_files_as_the_folder_of_their_images(tokenizer, folder, whole, tmp_path):
+    write_as_shards(folder, tmp_path / "shards")
+    summary = run(tokenizer, tmp_path / "shards", tmp_path / "out")
+    assert files_of(tmp_path / "out") == whole and (summary.found, summary.reconstructed) == (7, 7)
+
+
+def test_what_is_wrong_with_shards_counts_as_unreadable(tokenizer, folder, whole, tmp_path):
+    last = write_as_shards(folder, tmp_path / "shards")[-1]
+    last.write_bytes(last.read_bytes()[:600])
+    summary = run(tokenizer, tmp_path / "shards", tmp_path / "out")
+    assert (summary.found, summary.reconstructed) == (7, 6)
+    assert [(image.name, image.reason) for image in summary.unreadable] == [
+        ("shard-000002.tar: image_6", "truncated shard")
+    ]
+    assert files_of(tmp_path / "out") == {name: whole[name] for name in whole if "image_6" not in name}
+
+
+def test_a_folder_of_images_and_shards_and_a_key_that_leads_out_are_refused(folder, tmp_path):
+    content = (folder / "image_0.png").read_bytes()
+    shard = write_shards([NewSample("../evil", content, "png")], tmp_path / "shards").shards[0]
+    with pytest.raises(DataError, match=r"\.\./evil: this key would name a file outside"):
+        open_images(shard)
+    (tmp_path / "shards" / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"shards: holds images and \*\.tar shards; expected one kind"):
+        open_images(tmp_path / "shards")
 
 
 def test_wrong_arguments_are_named(tmp_path):

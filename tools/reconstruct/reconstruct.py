@@ -1,4 +1,4 @@
-"""Reconstruct a folder of images with a trained tokenizer, on the CPU, one GPU or many (with torchrun)."""
+"""Reconstruct images of a folder or of shards with a trained tokenizer, on the CPU, one GPU or many (with torchrun)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from common.command import run_command
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--input-dir", required=True, help="folder of .jpg, .jpeg, .png, .webp images")
+    parser.add_argument("--input-dir", required=True, help="folder of images or of *.tar shards, or one shard")
     parser.add_argument("--output-dir", required=True, help="gets inputs/, outputs/ and manifest.json")
     parser.add_argument("--vae-pth", required=True, help="checkpoint folder, run folder or reference .pth")
     parser.add_argument("--use-config", help="YAML of the model; may be left out if the checkpoint carries it")
