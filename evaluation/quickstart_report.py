@@ -23,8 +23,9 @@ from common.errors import DataError
 from evaluation.baselines import BASELINES
 from evaluation.images import png_bytes, read_rgb, to_tensor
 from evaluation.line_chart import line_chart
+from evaluation.output_folder import MANIFEST_NAME
 from evaluation.quality import PairScore, QualitySummary, pair_folders, score_batch, summarise
-from evaluation.reconstruction import INPUT_FOLDER, MANIFEST_NAME, OUTPUT_FOLDER
+from evaluation.reconstruction import INPUT_FOLDER, OUTPUT_FOLDER
 from evaluation.training_log import TrainingLog
 from networks.config import TokenizerConfig
 

@@ -11,15 +11,12 @@ edge between two 8-bit levels, that can move it by one.
 
 from __future__ import annotations
 
-import json
 import logging
-import platform
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import distributed
-from common.checkpoint_folder import library_versions
 from common.errors import DataError, UserError
 from common.files import write_json_atomically
 from common.value_range import signed_to_unit, unit_to_uint8
@@ -44,13 +40,13 @@ from evaluation.images import (
     to_tensor,
     write_png,
 )
+from evaluation.output_folder import MANIFEST_NAME, refuse_foreign, refuse_other_origin, tool_versions
 from evaluation.posterior import LatentChoice, encode_images
 from networks.conditioning import Labels
 from networks.fingerprint import weights_fingerprint
 
 INPUT_FOLDER = "inputs"
 OUTPUT_FOLDER = "outputs"
-MANIFEST_NAME = "manifest.json"
 
 log = logging.getLogger(__name__)
 
@@ -267,12 +263,12 @@ def _plan(
     identity = {"protocol": asdict(protocol), "weights_sha256": weights_fingerprint(model.state_dict())}
     names = {png_name(image) for image in images}
     for folder in (output_dir / INPUT_FOLDER, output_dir / OUTPUT_FOLDER):
-        _refuse_foreign(folder, names)
+        refuse_foreign(folder, names)
     to_do = list(range(len(images)))
     if skip_existing:
         to_do = [index for index in to_do if not _is_done(output_dir, images[index])]
         if len(to_do) < len(images):
-            _refuse_other_origin(output_dir / MANIFEST_NAME, identity)
+            refuse_other_origin(output_dir, identity, "leave out --skip-existing")
     for index in to_do:  # so that an interrupted run never leaves files of two models side by side
         for folder in (INPUT_FOLDER, OUTPUT_FOLDER):
             (output_dir / folder / png_name(images[index])).unlink(missing_ok=True)
@@ -284,33 +280,6 @@ def _is_done(output_dir: Path, image: InputImage) -> bool:
     return all((output_dir / folder / png_name(image)).is_file() for folder in (INPUT_FOLDER, OUTPUT_FOLDER))
 
 
-def _refuse_foreign(folder: Path, names: set[str]) -> None:
-    """Files of an earlier, other run would be evaluated as if they were of this one."""
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")} if folder.is_dir() else set()
-    foreign = sorted(name for name in present - names if not Path(name).name.startswith("."))
-    if foreign:
-        raise DataError(
-            f"{folder}: holds {len(foreign)} PNG files that this run does not write, such as {foreign[0]}; "
-            "choose an empty --output-dir or remove them."
-        )
-
-
-def _refuse_other_origin(manifest_path: Path, identity: dict[str, Any]) -> None:
-    try:
-        found = json.loads(manifest_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{manifest_path}: cannot be read ({error}), so the images beside it may be of another model; "
-            "leave out --skip-existing to write them again."
-        ) from error
-    for key, expected in identity.items():
-        if found.get(key) != expected:
-            raise DataError(
-                f"{manifest_path}: {key}: found {found.get(key)}, expected {expected}; leave out --skip-existing to "
-                "write all images again."
-            )
-
-
 def _write_manifest(
     output_dir: Path, identity: dict[str, Any], status: str, facts: dict[str, Any], summary: Summary | None
 ) -> None:
@@ -319,7 +288,7 @@ def _write_manifest(
         **identity,
         **facts,
         "png_rounding": "truncate",
-        "versions": {"python": platform.python_version(), **library_versions(), "pillow": version("pillow")},
+        "versions": tool_versions(),
     }
     if summary is not None:
         content["counts"] = {

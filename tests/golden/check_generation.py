@@ -1,0 +1,111 @@
+"""How the cases of generation metrics and of the decode tools are compared."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluation.frechet import FeatureMoments, FeatureStatistics, frechet_distance
+from evaluation.inception_score import InceptionScore
+from evaluation.kernel_distance import kernel_distance
+from evaluation.precision_recall import precision_recall, squared_radii
+from evaluation.reference_batch import stored_moments
+from tests.golden.cases import Case
+
+KID_SUBSETS, KID_SUBSET_SIZE = 10, 100  # what the cases say in words
+SEED = 2020
+PR_HALF_TOLERANCE = 0.02
+NEIGHBOURS = 3
+
+
+def moments_of(features: Tensor) -> FeatureMoments:
+    statistics = FeatureStatistics(features.shape[1])
+    statistics.update(features)
+    return statistics.moments()
+
+
+def score_of(logits: Tensor, split_size: int) -> float:
+    score = InceptionScore(split_size)
+    score.update(logits)
+    return score.value()
+
+
+def score_of_three_splits(logits: Tensor) -> float:
+    """As torch-fidelity splits: by number, not by size."""
+    edges = [i * len(logits) // 3 for i in range(4)]
+    return sum(score_of(logits[a:b], len(logits)) for a, b in zip(edges, edges[1:])) / 3
+
+
+def check_generation_metrics(case: Case) -> None:
+    """Every stored number and tensor of the generation metrics."""
+    tensors, tolerance = case.tensors, case.facts["tolerance"]
+    reference, sample, pr_reference = tensors["ref_pool"], tensors["sample_pool"], tensors["pr_ref_pool"]
+    logits = sample @ tensors["softmax_weight"]
+    split_size = int(case.facts["notes"]["split_size"])
+    pr, pr_half = (precision_recall(pr_reference, sample, NEIGHBOURS, half) for half in (False, True))
+    kid = kernel_distance(sample, reference, KID_SUBSETS, KID_SUBSET_SIZE, SEED)
+    shuffled = logits[np.random.RandomState(SEED).permutation(len(logits))]
+    ours, theirs = moments_of(reference), moments_of(sample)
+    fid = frechet_distance(ours, theirs)
+    few = frechet_distance(*(moments_of(features[:20]) for features in (reference, sample)))
+    population = [
+        FeatureMoments(moments.mean, moments.covariance * (len(features) - 1) / len(features))
+        for moments, features in ((ours, reference), (theirs, sample))
+    ]
+    score = score_of(logits, split_size)
+    frechet_limit, score_limit = tolerance["fid,sfid (relative)"], tolerance["inception_score (relative)"]
+    exact = tolerance["precision/recall"]
+    found = {
+        "fid": (fid, frechet_limit),
+        "fid_torch_fidelity": (fid, frechet_limit),
+        "fid_population_cov": (frechet_distance(*population), frechet_limit),
+        "fid_rank_deficient": (few, tolerance["fid_rank_deficient (relative)"]),
+        "fid_rank_deficient_eigenvalue_form": (few, frechet_limit),
+        "sfid": (
+            frechet_distance(moments_of(tensors["ref_spatial"]), moments_of(tensors["sample_spatial"])),
+            frechet_limit,
+        ),
+        "inception_score": (score, score_limit),
+        "inception_score_single_split": (score_of(logits, len(logits)), score_limit),
+        "inception_score_torch_fidelity_no_shuffle": (score_of_three_splits(logits), score_limit),
+        "inception_score_torch_fidelity_default_shuffle": (score_of_three_splits(shuffled), score_limit),
+        "precision": (pr.precision, exact),
+        "recall": (pr.recall, exact),
+        "precision_fp16": (pr_half.precision, PR_HALF_TOLERANCE),
+        "recall_fp16": (pr_half.recall, PR_HALF_TOLERANCE),
+        "torch_fidelity_prc_input1_generated": {
+            "precision": (pr.precision, 1e-6),
+            "recall": (pr.recall, 1e-6),
+            "f_score": (2 * pr.precision * pr.recall / max(1e-5, pr.precision + pr.recall), 1e-6),
+        },
+        "kid_torch_fidelity": {
+            "kernel_inception_distance_mean": (kid.mean, 1e-4),
+            "kernel_inception_distance_std": (kid.std, 1e-4),
+        },
+    }
+    expected = dict(case.facts["expected"])
+    stored = stored_moments(ours)
+    assert str(stored.mean.dtype) == expected.pop("mu_dtype")
+    check_relative(case, found, expected)
+    partial = case.facts["partial_split_case"]
+    part = {"inception_score": (score_of(logits[: partial["n"]], partial["split_size"]), score_limit)}
+    check_relative(case, part, {"inception_score": partial["inception_score"]})
+    case.check("ref_mu", torch.from_numpy(stored.mean))
+    case.check("ref_sigma", torch.from_numpy(stored.covariance))
+    case.check("pr_ref_radii_sq", squared_radii(pr_reference, NEIGHBOURS)[:, None])
+    case.check("pr_sample_radii_sq", squared_radii(sample, NEIGHBOURS)[:, None])
+    inputs = {"ref_pool", "sample_pool", "pr_ref_pool", "ref_spatial", "sample_spatial", "softmax_weight"}
+    assert tensors.keys() - inputs == case.checked, f"not compared: {tensors.keys() - inputs - case.checked}"
+
+
+def check_relative(case: Case, found: dict, expected: dict, prefix: str = "") -> None:
+    """Compare every expected number; `found` gives each with its relative tolerance."""
+    assert found.keys() == expected.keys(), f"{prefix}: {sorted(found.keys() ^ expected.keys())}"
+    for name, reference in expected.items():
+        if isinstance(reference, dict):
+            check_relative(case, found[name], reference, f"{prefix}{name}.")
+            continue
+        value, tolerance = found[name]
+        assert abs(value - reference) <= tolerance * abs(reference), f"{prefix}{name}: {value} instead of {reference}"
+        case.compared += 1
