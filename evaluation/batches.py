@@ -42,3 +42,8 @@ def fill_up(batch: Sequence[Item], size: int) -> list[Item]:
     Every batch then has one shape, so that the number of items does not change what is computed for one.
     """
     return [*batch, *batch[-1:] * (size - len(batch))]
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` of the numbers below `total`, evenly spread; all of them if there are no more."""
+    return list(range(total)) if count >= total else [i * total // count for i in range(count)]

@@ -22,7 +22,9 @@ class PrecisionRecall:
     recall: float
 
 
-def precision_recall(reference: Tensor, samples: Tensor, neighbours: int = NEIGHBOURS, half: bool = False) -> PrecisionRecall:
+def precision_recall(
+    reference: Tensor, samples: Tensor, neighbours: int = NEIGHBOURS, half: bool = False
+) -> PrecisionRecall:
     """Precision and recall as ADM's evaluator defines them.
 
     An image is near another one if their squared distance is at most that of the other to its `neighbours`-th
@@ -49,7 +51,7 @@ def squared_radii(features: Tensor, neighbours: int = NEIGHBOURS, half: bool = F
     if len(features) <= neighbours:
         raise DataError(f"{neighbours} neighbours of each image need at least {neighbours + 1}, found {len(features)}.")
     blocks = _distance_blocks(features, features, half)
-    return torch.cat([d.topk(neighbours + 1, largest=False).values[:, -1] for _, d in blocks])  # an image is its nearest
+    return torch.cat([d.topk(neighbours + 1, largest=False).values[:, -1] for _, d in blocks])
 
 
 def _distance_blocks(a: Tensor, b: Tensor, half: bool) -> Iterator[tuple[slice, Tensor]]:

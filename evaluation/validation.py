@@ -29,7 +29,7 @@ from data.labels import build_labels
 from data.pipeline import Batch, Sample, collate
 from data.skips import BadSample, Skip
 from data.sources import SampleSource, build_source
-from evaluation.batches import fill_up, in_batches, read_ahead
+from evaluation.batches import fill_up, in_batches, read_ahead, spread
 from evaluation.config import ValidationConfig
 from evaluation.images import CROPS
 from evaluation.quality import PairScore, as_record, score_batch, summarise
@@ -177,11 +177,6 @@ class Validation:
         shown = [image.pair for image in scored if image.pair is not None]
         pairs = torch.stack(shown) if shown else torch.empty(0, 2, 3, side, side, dtype=torch.uint8)
         return ValidationResult(values, pairs[:, 0], pairs[:, 1])
-
-
-def spread(total: int, count: int) -> list[int]:
-    """`count` of the numbers below `total`, evenly spread; all of them if there are no more."""
-    return list(range(total)) if count >= total else [i * total // count for i in range(count)]
 
 
 def _open(config: DataConfig) -> SampleSource:

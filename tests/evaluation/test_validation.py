@@ -14,10 +14,11 @@ from common import distributed
 from common.errors import DataError, UserError
 from data.config import DataConfig
 from data.write_shards import NewSample, write_shards
+from evaluation.batches import spread
 from evaluation.config import ValidationConfig
 from evaluation.quality import as_record, pair_folders, score_pairs, summarise
 from evaluation.reconstruction import Protocol, reconstruct_batch, reconstruct_folder
-from evaluation.validation import Validation, spread
+from evaluation.validation import Validation
 
 CPU = torch.device("cpu")
 COUNT = 7

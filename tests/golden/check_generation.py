@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,10 +16,7 @@ from evaluation.precision_recall import precision_recall, squared_radii
 from evaluation.reference_batch import stored_moments
 from tests.golden.cases import Case
 
-KID_SUBSETS, KID_SUBSET_SIZE = 10, 100  # what the cases say in words
-SEED = 2020
-PR_HALF_TOLERANCE = 0.02
-NEIGHBOURS = 3
+PR_HALF_TOLERANCE = 0.02  # what the cases say in words
 
 
 def moments_of(features: Tensor) -> FeatureMoments:
@@ -31,10 +31,17 @@ def score_of(logits: Tensor, split_size: int) -> float:
     return score.value()
 
 
-def score_of_three_splits(logits: Tensor) -> float:
+def score_of_splits(logits: Tensor, splits: int) -> float:
     """As torch-fidelity splits: by number, not by size."""
-    edges = [i * len(logits) // 3 for i in range(4)]
-    return sum(score_of(logits[a:b], len(logits)) for a, b in zip(edges, edges[1:])) / 3
+    edges = [i * len(logits) // splits for i in range(splits + 1)]
+    return sum(score_of(logits[a:b], len(logits)) for a, b in pairwise(edges)) / splits
+
+
+def stated(case: Case, pattern: str) -> int:
+    """A number that a case gives in the words of its notes."""
+    match = re.search(pattern, " ".join(str(note) for note in case.facts["notes"].values()))
+    assert match, f"{case.name}: its notes do not say {pattern}"
+    return int(match[1])
 
 
 def check_generation_metrics(case: Case) -> None:
@@ -42,13 +49,15 @@ def check_generation_metrics(case: Case) -> None:
     tensors, tolerance = case.tensors, case.facts["tolerance"]
     reference, sample, pr_reference = tensors["ref_pool"], tensors["sample_pool"], tensors["pr_ref_pool"]
     logits = sample @ tensors["softmax_weight"]
-    split_size = int(case.facts["notes"]["split_size"])
-    pr, pr_half = (precision_recall(pr_reference, sample, NEIGHBOURS, half) for half in (False, True))
-    kid = kernel_distance(sample, reference, KID_SUBSETS, KID_SUBSET_SIZE, SEED)
-    shuffled = logits[np.random.RandomState(SEED).permutation(len(logits))]
+    split_size, splits = int(case.facts["notes"]["split_size"]), stated(case, r"with (\d+) splits")
+    neighbours, rows = stated(case, r"k=(\d+)"), stated(case, r"first (\d+) rows of ref and sample")
+    subsets, subset_size = stated(case, r"kid_subsets (\d+)"), stated(case, r"kid_subset_size (\d+)")
+    pr, pr_half = (precision_recall(pr_reference, sample, neighbours, half) for half in (False, True))
+    kid = kernel_distance(sample, reference, subsets, subset_size, stated(case, r"rng_seed (\d+)"))
+    shuffled = logits[np.random.RandomState(stated(case, r"shuffle seed (\d+)")).permutation(len(logits))]
     ours, theirs = moments_of(reference), moments_of(sample)
     fid = frechet_distance(ours, theirs)
-    few = frechet_distance(*(moments_of(features[:20]) for features in (reference, sample)))
+    few = frechet_distance(*(moments_of(features[:rows]) for features in (reference, sample)))
     population = [
         FeatureMoments(moments.mean, moments.covariance * (len(features) - 1) / len(features))
         for moments, features in ((ours, reference), (theirs, sample))
@@ -68,8 +77,8 @@ def check_generation_metrics(case: Case) -> None:
         ),
         "inception_score": (score, score_limit),
         "inception_score_single_split": (score_of(logits, len(logits)), score_limit),
-        "inception_score_torch_fidelity_no_shuffle": (score_of_three_splits(logits), score_limit),
-        "inception_score_torch_fidelity_default_shuffle": (score_of_three_splits(shuffled), score_limit),
+        "inception_score_torch_fidelity_no_shuffle": (score_of_splits(logits, splits), score_limit),
+        "inception_score_torch_fidelity_default_shuffle": (score_of_splits(shuffled, splits), score_limit),
         "precision": (pr.precision, exact),
         "recall": (pr.recall, exact),
         "precision_fp16": (pr_half.precision, PR_HALF_TOLERANCE),
@@ -93,8 +102,8 @@ def check_generation_metrics(case: Case) -> None:
     check_relative(case, part, {"inception_score": partial["inception_score"]})
     case.check("ref_mu", torch.from_numpy(stored.mean))
     case.check("ref_sigma", torch.from_numpy(stored.covariance))
-    case.check("pr_ref_radii_sq", squared_radii(pr_reference, NEIGHBOURS)[:, None])
-    case.check("pr_sample_radii_sq", squared_radii(sample, NEIGHBOURS)[:, None])
+    case.check("pr_ref_radii_sq", squared_radii(pr_reference, neighbours)[:, None])
+    case.check("pr_sample_radii_sq", squared_radii(sample, neighbours)[:, None])
     inputs = {"ref_pool", "sample_pool", "pr_ref_pool", "ref_spatial", "sample_spatial", "softmax_weight"}
     assert tensors.keys() - inputs == case.checked, f"not compared: {tensors.keys() - inputs - case.checked}"
 

@@ -10,6 +10,7 @@ from tests.golden.cases import HERE, Case, collect
 from tests.golden.check_data import check_training_data
 from tests.golden.check_discriminators import check_diffaug, check_head, check_patchgan, check_projected
 from tests.golden.check_encoders import check_encoder
+from tests.golden.check_generation import check_generation_metrics
 from tests.golden.check_losses import check_pixel_losses, check_warmup
 from tests.golden.check_networks import check_tiny, check_unit
 from tests.golden.check_tools import check_psnr_ssim
@@ -41,13 +42,13 @@ CHECKS = {
     "training_stylegan_t_disc": check_projected,
     "training_total_loss": check_total_loss,
     "training_warmup": check_warmup,
+    "tools_generation_metrics": check_generation_metrics,
     "tools_psnr_ssim": check_psnr_ssim,
 }
 
 TO_COME = {
     "tools_cknna": "alignment analysis",
     "tools_se_cknna": "alignment analysis",
-    "tools_generation_metrics": "generation metrics",
     "tools_io": "decode tools",
     "tools_latent_stats": "latent prefetch",
     "tools_transforms": "alignment analysis",
