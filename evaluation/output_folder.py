@@ -47,6 +47,15 @@ def refuse_other_origin(folder: Path, identity: dict[str, Any], remedy: str) -> 
             )
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What the tool that filled a folder says of it. Raises: DataError if it cannot be read."""
+    path = folder / MANIFEST_NAME
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); run the tool again that writes it.") from error
+
+
 def tool_versions() -> dict[str, str]:
     """Versions of what decides the pixels that a tool writes."""
     return {"python": platform.python_version(), **library_versions(), "pillow": version("pillow")}

@@ -166,7 +166,7 @@ def _runs_of_equal_size(pairs: Iterable[_NamedPair]) -> Iterator[list[_NamedPair
 
 
 def _read_pair(pairs: Pairs, name: str) -> tuple[np.ndarray, np.ndarray]:
-    reference, prediction = (_read(folder / name) for folder in (pairs.ref_dir, pairs.pred_dir))
+    reference, prediction = (read_pixels(folder / name) for folder in (pairs.ref_dir, pairs.pred_dir))
     if reference.shape != prediction.shape:
         sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in (reference, prediction)]
         raise DataError(
@@ -176,7 +176,8 @@ def _read_pair(pairs: Pairs, name: str) -> tuple[np.ndarray, np.ndarray]:
     return reference, prediction
 
 
-def _read(path: Path) -> np.ndarray:
+def read_pixels(path: Path) -> np.ndarray:
+    """An image file as uint8 [H, W, 3]. Raises DataError that names a file that cannot be read."""
     try:
         return np.asarray(read_rgb(path))
     except UnreadableImage as error:

@@ -5,14 +5,12 @@ reconstructed crops + photographs' index + training log + two model configuratio
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -21,9 +19,10 @@ from torch import Tensor
 
 from common.errors import DataError
 from evaluation.baselines import BASELINES
-from evaluation.images import png_bytes, read_rgb, to_tensor
+from evaluation.html_page import cells, data_uri, render_page
+from evaluation.images import read_rgb, to_tensor
 from evaluation.line_chart import line_chart
-from evaluation.output_folder import MANIFEST_NAME
+from evaluation.output_folder import read_manifest
 from evaluation.quality import PairScore, QualitySummary, pair_folders, score_batch, summarise
 from evaluation.reconstruction import INPUT_FOLDER, OUTPUT_FOLDER
 from evaluation.training_log import TrainingLog
@@ -116,10 +115,7 @@ def score_crops(images_dir: str | Path) -> ScoredCrops:
     """
     images_dir = Path(images_dir)
     pairs = pair_folders(images_dir / INPUT_FOLDER, images_dir / OUTPUT_FOLDER)
-    try:
-        manifest = json.loads((images_dir / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{images_dir / MANIFEST_NAME}: cannot be read ({error}); run reconstruct.py again.") from error
+    manifest = read_manifest(images_dir)
     inputs = _stack(pairs.ref_dir, pairs.names)
     predictions = {TOKENIZER: _stack(pairs.pred_dir, pairs.names)}
     predictions |= {name: predict(inputs) for name, predict in BASELINES.items()}
@@ -210,7 +206,7 @@ def render(report: Report) -> str:
         "protocol": "".join(f"<li>{escape(line)}</li>" for line in _protocol(report)),
         "credit_rows": _credit_rows(entries),
     }
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute({**values, **rows})
+    return render_page(TEMPLATE, values | rows)
 
 
 # --- parts of the page -----------------------------------------------------------------------------------------
@@ -221,12 +217,6 @@ def _verdict(margin: float, needed: float) -> str:
     return f'<span class="{kind}">{kind}</span> ({margin:+.2f} dB)'
 
 
-def _cells(first: str, *others: tuple[str, object]) -> str:
-    """One heading cell and cells of a class each; everything is escaped."""
-    cells = "".join(f'<td class="{kind}">{escape(str(value))}</td>' for kind, value in others)
-    return f'<th scope="row">{escape(first)}</th>{cells}'
-
-
 def _score_rows(report: Report) -> str:
     side = report.crops.inputs.shape[-1]
     kept = {TOKENIZER: math.prod(_latent_shape(report.model.tokenizer)), DOWN8: 3 * (side // 8) ** 2, MEAN_COLOUR: 3}
@@ -235,7 +225,7 @@ def _score_rows(report: Report) -> str:
         summary = report.crops.summary(method)
         numbers = (f"{summary.psnr:.2f}", f"{summary.ssim:.3f}", f"{summary.ssim_01:.3f}", kept[method])
         mark = ' class="own"' if method == TOKENIZER else ""
-        rows.append(f"<tr{mark}>{_cells(title, *(('n', number) for number in numbers))}</tr>")
+        rows.append(f"<tr{mark}>{cells(title, *(('n', number) for number in numbers))}</tr>")
     return "".join(rows)
 
 
@@ -244,7 +234,7 @@ def _photograph_rows(crops: ScoredCrops) -> str:
     for photograph in crops.photographs():
         summaries = [crops.summary(method, photograph) for method in _TITLES]
         values = [summaries[0].total, *(f"{summary.psnr:.2f}" for summary in summaries)]
-        rows.append(f"<tr>{_cells(photograph, *(('n', value) for value in values))}</tr>")
+        rows.append(f"<tr>{cells(photograph, *(('n', value) for value in values))}</tr>")
     return "".join(rows)
 
 
@@ -273,15 +263,11 @@ def _crop_figure(crops: ScoredCrops, index: int) -> str:
         ("8x baseline", down8),
     )
     stem = name.removesuffix(".png")
-    images = "".join(f'<img alt="{escape(stem)}, {kind}" src="{_data_uri(pixels)}">' for kind, pixels in shown)
+    images = "".join(f'<img alt="{escape(stem)}, {kind}" src="{data_uri(pixels)}">' for kind, pixels in shown)
     labels = "".join(f"<small>{kind}</small>" for kind, _ in shown)
     scores = [crops.scores[method][index].psnr for method in (TOKENIZER, DOWN8)]
     caption = f"<b>{escape(stem)}</b><span>{scores[0]:.1f} dB (8x baseline {scores[1]:.1f})</span>"
     return f"<figure>{images}{labels}<figcaption>{caption}</figcaption></figure>"
-
-
-def _data_uri(image: Tensor) -> str:
-    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
 
 
 def _charts(log: TrainingLog) -> str:
@@ -299,7 +285,7 @@ def _latent_shape(tokenizer: TokenizerConfig) -> tuple[int, int, int]:
 
 def _comparison_rows(model: ModelFacts, published: ModelFacts) -> str:
     rows = [(label, describe(model), describe(published)) for label, describe in _COMPARED]
-    return "".join(f"<tr>{_cells(label, ('', own), ('', other))}</tr>" for label, own, other in rows)
+    return "".join(f"<tr>{cells(label, ('', own), ('', other))}</tr>" for label, own, other in rows)
 
 
 def _numbers(values: Sequence[int]) -> str:
@@ -360,7 +346,7 @@ def _credit_rows(entries: list[dict[str, Any]]) -> str:
         size = f"{entry['width']} x {entry['height']}"
         use = "evaluation" if entry["split"] == "held out" else "training"
         numbers = (("", use), ("n", size), ("n", entry["crops"]), ("", entry["licence"]), ("", entry["credit"]))
-        rows.append(f"<tr>{_cells(entry['name'], *numbers)}</tr>")
+        rows.append(f"<tr>{cells(entry['name'], *numbers)}</tr>")
     return "".join(rows)
 
 

@@ -29,9 +29,9 @@ def find_trunk(vgg16_path: str | None) -> Path:
     path = Path(vgg16_path).expanduser() if vgg16_path else cache
     if not path.is_file():
         raise UserError(
-            f"losses.perceptual.vgg16_path: LPIPS needs torchvision's VGG16 weights ({TRUNK_FILE}), and {path} does "
-            "not exist. Put the file there, or set the key to where it is; it is never downloaded. Without it, use the "
-            "loss efficientnet_perceptual, whose weights come with the requirements."
+            f"LPIPS needs torchvision's VGG16 weights ({TRUNK_FILE}), and {path} does not exist. Put the file there, "
+            "or say where it is (in a configuration losses.perceptual.vgg16_path, in tools --lpips-vgg16); it is never "
+            "downloaded. Without it, use efficientnet_perceptual, whose weights come with the requirements."
         )
     return path
 

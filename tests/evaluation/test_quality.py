@@ -118,7 +118,7 @@ def test_the_command_prints_and_writes_all_numbers(folders, tmp_path, monkeypatc
     evaluate(monkeypatch, *paths, "--output-json", report, "--per-image-csv", table)
     summary = summarise(scores_of(folders))
     printed = capsys.readouterr().out
-    assert "Total:   5 pairs\n" in printed and "LPIPS:   left out: no VGG16 trunk given" in printed
+    assert "Total:   5 pairs\n" in printed and "LPIPS:   left out: no VGG16 trunk found" in printed
     assert f"PSNR:    {summary.psnr:.4f} dB\n" in printed
     assert f"SSIM:    {summary.ssim:.4f}  (images in [-1, 1]" in printed
     assert f"ssim_01: {summary.ssim_01:.4f}  (images in [0, 1])" in printed

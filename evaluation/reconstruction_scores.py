@@ -1,0 +1,143 @@
+"""All metrics of reconstructions against their originals, and the protocol that decides them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from common import distributed
+from common.errors import DataError, UserError
+from evaluation.extractors import load_extractor
+from evaluation.extractors.base import Extractor
+from evaluation.extractors.inception import find_inception
+from evaluation.fidelity import SetScores, score_sets
+from evaluation.quality import DEFAULT_PSNR_CAP, Pairs, PairScore, QualitySummary, as_record, score_pairs, summarise
+
+LPIPS_LEFT_OUT = "left out: no VGG16 trunk found (--lpips-vgg16 vgg16-397923af.pth)"
+PAIR_PROTOCOL = {
+    "psnr": "mean of per-image PSNR in dB over all channels and pixels of 8-bit images",
+    "ssim": "Gaussian window, sigma 1.5, 11 x 11, images in [-1, 1], whole map (reflected border)",
+    "ssim_01": "the same on images in [0, 1]",
+}
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What is computed, and how.
+
+    Args:
+        device: where.
+        batch_size: images per batch; another one moves numbers by no more than the order of additions.
+        workers: threads that read images.
+        lpips: LPIPS, or None to leave it out.
+        extractor: features for the metrics of whole sets, or None to leave these out.
+        psnr_cap: most dB that one pair counts.
+    """
+
+    device: torch.device
+    batch_size: int = 64
+    workers: int = 8
+    lpips: nn.Module | None = None
+    extractor: Extractor | None = None
+    psnr_cap: float = DEFAULT_PSNR_CAP
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of a set of reconstructions.
+
+    Args:
+        scores: of each pair, in order of name.
+        summary: their means.
+        set_scores: rFID and its relatives, or None.
+        unmatched: images without partner, which were left out.
+    """
+
+    scores: list[PairScore]
+    summary: QualitySummary
+    set_scores: SetScores | None
+    unmatched: int
+
+    def values(self) -> dict[str, Any]:
+        """All metrics by name, rounded to 6 digits, with counts."""
+        own = {} if self.set_scores is None else self.set_scores.values
+        return as_record(self.summary) | own | {"unmatched": self.unmatched}
+
+    def protocol(self) -> dict[str, Any]:
+        """What each number is, in words and settings."""
+        lpips = LPIPS_LEFT_OUT if self.summary.lpips is None else "VGG16, version 0.1 heads, images in [-1, 1]"
+        sets = {} if self.set_scores is None else {"sets": self.set_scores.protocol}
+        return PAIR_PROTOCOL | {"lpips": lpips} | sets
+
+
+def evaluate_pairs(pairs: Pairs, metrics: Metrics, show_progress: bool = False) -> Evaluation:
+    """Score all pairs, and with an extractor both sets; the ranks share the work, and all get the result.
+
+    Raises: DataError that names an image that cannot be read or does not fit.
+    """
+    own, error = [], None
+    share = replace(pairs, names=pairs.names[distributed.rank() :: distributed.world_size()])
+    try:
+        own = score_pairs(
+            share,
+            batch_size=metrics.batch_size,
+            workers=metrics.workers,
+            device=metrics.device,
+            lpips=metrics.lpips,
+            show_progress=show_progress,
+        )
+    except DataError as met:
+        error = met
+    distributed.raise_together(error)
+    scores = [score for part in distributed.all_gather_objects(own) for score in part]
+    scores.sort(key=lambda score: score.name)
+    set_scores = None
+    if metrics.extractor is not None:
+        set_scores = score_sets(
+            pairs,
+            metrics.extractor,
+            batch_size=metrics.batch_size,
+            workers=metrics.workers,
+            device=metrics.device,
+            show_progress=show_progress,
+        )
+    return Evaluation(scores, summarise(scores, metrics.psnr_cap), set_scores, len(pairs.unmatched))
+
+
+def choose_extractor(choice: str, inception_weights: str | None = None) -> Extractor | None:
+    """The extractor that a user chose.
+
+    Args:
+        choice: a name of `EXTRACTORS`; "auto": Inception where its weights are found, else EfficientNet-Lite0, whose
+            weights come with the requirements; "none".
+        inception_weights: Inception's weights file; None: looked for in the torch hub cache.
+    Raises: UserError if Inception is asked for, or its file named, and the file is not there.
+    """
+    if choice == "none":
+        return None
+    if choice == "auto":
+        choice = "inception"
+        if inception_weights is None:
+            try:
+                find_inception(None)
+            except UserError:
+                choice = "efficientnet_lite0"
+    return load_extractor(choice, inception_weights if choice == "inception" else None)
+
+
+def choose_lpips(vgg16_path: str | None = None) -> nn.Module | None:
+    """LPIPS on the given trunk, else on the one in the torch hub cache, else None.
+
+    Raises: UserError if a trunk is named and is not there, or is not VGG16's.
+    """
+    from losses.lpips import find_trunk, load_lpips
+
+    if vgg16_path is None:
+        try:
+            find_trunk(None)
+        except UserError:
+            return None
+    return load_lpips(vgg16_path)
