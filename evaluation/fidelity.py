@@ -157,7 +157,10 @@ def _score(reference: ImageFeatures, prediction: ImageFeatures, extractor: Extra
     values = {frechet_name(extractor): distance}
     if prediction.logits is not None:
         values |= _mean_and_std(_of_reconstructions(names.score), _score_of(prediction.logits, splits))
-    values |= _mean_and_std(names.kernel, _kernel_distance(prediction.pool, reference.pool, subset))
+    kernel = _mean_and_std(names.kernel, _kernel_distance(prediction.pool, reference.pool, subset))
+    if subset == count:  # every subset is the whole set
+        del kernel[f"{names.kernel}_std"]
+    values |= kernel
     protocol = {
         "extractor": extractor.name,
         "weights": extractor.weights_origin,

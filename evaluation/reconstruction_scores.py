@@ -61,10 +61,20 @@ class Evaluation:
     set_scores: SetScores | None
     unmatched: int
 
-    def values(self) -> dict[str, Any]:
-        """All metrics by name, rounded to 6 digits, with counts."""
-        own = {} if self.set_scores is None else self.set_scores.values
-        return as_record(self.summary) | own | {"unmatched": self.unmatched}
+    def metrics(self) -> dict[str, float | None]:
+        """All means by name, rounded to 6 digits; LPIPS is None if it was left out."""
+        pairs = {name: as_record(self.summary)[name] for name in ("psnr", "ssim", "ssim_01", "lpips")}
+        return pairs | ({} if self.set_scores is None else self.set_scores.values)
+
+    def counts(self) -> dict[str, float]:
+        """Of pairs, of images without partner, and of pairs whose PSNR counts as the cap."""
+        summary = self.summary
+        return {
+            "total": summary.total,
+            "unmatched": self.unmatched,
+            "psnr_cap": summary.psnr_cap,
+            "capped": summary.capped,
+        }
 
     def protocol(self) -> dict[str, Any]:
         """What each number is, in words and settings."""

@@ -13,7 +13,8 @@ class FakeTokenizer(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.config = SimpleNamespace(img_resolution=16, decoder=SimpleNamespace(conditional=False))
+        decoder = SimpleNamespace(conditional=False)
+        self.config = SimpleNamespace(img_resolution=16, decoder=decoder, model_dump=lambda mode: {"side": 16})
         self.gain = nn.Parameter(torch.tensor(1.0))
 
     def latent_shape(self, height, width):

@@ -81,7 +81,8 @@ def evaluate(arguments: argparse.Namespace, device) -> None:
     if arguments.per_image_csv:
         write_csv(arguments.per_image_csv, evaluation.scores)
     if arguments.output_json:
-        write_json_atomically(arguments.output_json, evaluation.values() | {"protocol": evaluation.protocol()})
+        record = evaluation.metrics() | evaluation.counts() | {"protocol": evaluation.protocol()}
+        write_json_atomically(arguments.output_json, record)
     print_metrics(evaluation)
 
 
@@ -114,7 +115,7 @@ def print_metrics(evaluation) -> None:
     print(f"ssim_01: {summary.ssim_01:.4f}  (images in [0, 1])")
     if sets is not None:
         for name, value in sets.values.items():
-            print(f"{name}: {value:.4f}")
+            print(f"{name}: {value:.4f}" if abs(value) >= 1 else f"{name}: {value:.6f}")
         if sets.caution:
             print(f"note: {sets.caution}")
 

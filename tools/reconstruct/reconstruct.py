@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import sys
 
 from common.command import run_command
@@ -10,8 +12,16 @@ from common.command import run_command
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--input-dir", required=True, help="folder of images or of *.tar shards, or one shard")
     parser.add_argument("--output-dir", required=True, help="gets inputs/, outputs/ and manifest.json")
+    add_reconstruction_arguments(parser)
+    parsed = parser.parse_args(arguments)
+    check_reconstruction_arguments(parser, parsed)
+    return parsed
+
+
+def add_reconstruction_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what is reconstructed, and how."""
+    parser.add_argument("--input-dir", required=True, help="folder of images or of *.tar shards, or one shard")
     parser.add_argument("--vae-pth", required=True, help="checkpoint folder, run folder or reference .pth")
     parser.add_argument("--use-config", help="YAML of the model; may be left out if the checkpoint carries it")
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="which weights (default: ema)")
@@ -30,12 +40,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--skip-existing", action="store_true", help="keep images that this model already wrote")
     parser.add_argument("--num-workers", type=int, default=4, help="threads that read, and as many that write")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
-    parsed = parser.parse_args(arguments)
+
+
+def check_reconstruction_arguments(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    """Refuse numbers below 1."""
     for name in ("resolution", "batch_size_per_gpu", "num_images", "num_workers"):
         value = getattr(parsed, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')}: found {value}, expected at least 1")
-    return parsed
 
 
 def main() -> int:
@@ -45,14 +57,13 @@ def main() -> int:
     device = distributed.pick_device(arguments.device)
     distributed.initialise(device)
     try:
-        return reconstruct(arguments, device)
+        return exit_code_of(reconstruct(arguments, device))
     finally:
         distributed.finalise()
 
 
-def reconstruct(arguments: argparse.Namespace, device) -> int:
-    """Returns the exit code: 1 if images could not be read."""
-    from common import distributed
+def reconstruct(arguments: argparse.Namespace, device):
+    """Reconstruct what the arguments say; returns the `Summary`."""
     from configs.schema import load_config
     from evaluation.reconstruction import Protocol, reconstruct_folder
     from networks.checkpoint import load_tokenizer
@@ -62,7 +73,7 @@ def reconstruct(arguments: argparse.Namespace, device) -> int:
     refuse_conditional(model.config)
     resolution = arguments.resolution or model.config.img_resolution
     model.require_image_size(resolution, resolution)
-    summary = reconstruct_folder(
+    return reconstruct_folder(
         model,
         arguments.input_dir,
         arguments.output_dir,
@@ -73,8 +84,25 @@ def reconstruct(arguments: argparse.Namespace, device) -> int:
         num_images=arguments.num_images,
         skip_existing=arguments.skip_existing,
         workers=arguments.num_workers,
-        description={"weights": arguments.weights, "checkpoint": arguments.vae_pth, "input_dir": arguments.input_dir},
+        description={
+            "weights": arguments.weights,
+            "checkpoint": arguments.vae_pth,
+            "config_sha256": hash_of(model.config),
+            "input_dir": arguments.input_dir,
+        },
     )
+
+
+def hash_of(config) -> str:
+    """SHA-256 of a tokenizer's configuration as JSON with sorted keys."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def exit_code_of(summary) -> int:
+    """Print what became of the images on rank 0; 1 if some could not be read."""
+    from common import distributed
+
     if distributed.rank() == 0:
         print(f"{summary.reconstructed} images reconstructed in {summary.seconds:.1f} s, {summary.kept} kept")
         for image in summary.unreadable:
