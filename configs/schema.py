@@ -32,7 +32,7 @@ from common.registry import closest
 from configs.reference import is_reference_layout, translate
 from data.config import DataConfig
 from data.locations import is_remote
-from evaluation.config import ValidationConfig
+from evaluation.config import FRECHET_METRICS, ValidationConfig
 from losses import LOSSES
 from networks.config import (
     EQUIVARIANCE_SCALES,
@@ -294,9 +294,22 @@ def _dino_path_is_used(c) -> str | None:
 
 def _best_metric_is_measured(c) -> str | None:
     v = c.validation
-    if v is None or v.best_metric in ("psnr", "ssim", None) or v.perceptual in ("auto", v.best_metric):
+    if v is None or v.best_metric in ("psnr", "ssim", None):
         return None
-    return f"found {v.best_metric}, but validation.perceptual is {v.perceptual}; name the same, psnr or ssim."
+    key, measured = "perceptual", v.best_metric
+    if v.best_metric in FRECHET_METRICS.values():
+        key, measured = "frechet", next(name for name, metric in FRECHET_METRICS.items() if metric == v.best_metric)
+    chosen = getattr(v, key)
+    if chosen in ("auto", measured):
+        return None
+    return f"found {v.best_metric}, but validation.{key} is {chosen}, expected {measured}; or name psnr or ssim."
+
+
+def _inception_path_is_used(c) -> str | None:
+    v = c.validation
+    if v is None or v.inception_path is None or v.frechet in ("auto", "inception"):
+        return None
+    return f"found {json.dumps(v.inception_path)}, but validation.frechet is {v.frechet}."
 
 
 def _micro_batch_fits_local_norm(c) -> str | None:
@@ -365,7 +378,8 @@ RELATIONS: tuple[Relation, ...] = (
     _warmup_waits_for("patchgan", ("stylegan_t",)),
     Relation(("discriminator.dino_path", "discriminator.backbone"), _dino_path_is_used),
     Relation(("training.batch_size", "training.accumulate_gradients"), _micro_batch_fits_local_norm),
-    Relation(("validation.best_metric", "validation.perceptual"), _best_metric_is_measured),
+    Relation(("validation.best_metric", "validation.perceptual", "validation.frechet"), _best_metric_is_measured),
+    Relation(("validation.inception_path", "validation.frechet"), _inception_path_is_used),
 )
 
 
@@ -379,6 +393,7 @@ PATH_KEYS = (
     "training.init_from",
     "validation.path",
     "validation.filter_keys_path",
+    "validation.inception_path",
     "discriminator.dino_path",
     "losses.perceptual.vgg16_path",
     "losses.clip.clip_path",

@@ -9,6 +9,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from common.config import StrictModel
 from data.config import DataConfig
 
+FRECHET_METRICS = {"inception": "rfid", "efficientnet_lite0": "efficientnet_lite0_frechet_distance"}
+"""What the Frechet distance on the features of an extractor is called."""
+
 
 class ValidationConfig(StrictModel):
     """A fixed set of images that the EMA reconstructs every few ticks, as `tools/reconstruct` would."""
@@ -27,9 +30,18 @@ class ValidationConfig(StrictModel):
     perceptual: Literal["auto", "lpips", "efficientnet_perceptual", "none"] = Field(
         "auto", description="Perceptual distance. auto: LPIPS where its VGG16 is found, else efficientnet_perceptual."
     )
-    best_metric: Literal["psnr", "ssim", "lpips", "efficientnet_perceptual"] | None = Field(
-        "psnr", description="What the best checkpoint, which stays, is chosen by; null: none is."
+    frechet: Literal["auto", "inception", "efficientnet_lite0", "none"] = Field(
+        "auto",
+        description="Features of the Frechet distance. auto: Inception (rfid) where its weights are found, else "
+        "EfficientNet-Lite0 (efficientnet_lite0_frechet_distance).",
     )
+    inception_path: str | None = Field(
+        None, description="Inception weights, weights-inception-2015-12-05-6726825d.pth; null: the torch hub cache's."
+    )
+    best_metric: (
+        Literal["psnr", "ssim", "lpips", "efficientnet_perceptual", "rfid", "efficientnet_lite0_frechet_distance"]
+        | None
+    ) = Field("psnr", description="What the best checkpoint, which stays, is chosen by; null: none is.")
 
     def as_data(self, training: DataConfig, with_labels: bool) -> DataConfig:
         """The set in the terms of the training data, with whose resolution, kind of label and caches it is read."""

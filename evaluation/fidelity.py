@@ -48,12 +48,8 @@ class SetScores:
     caution: str | None
 
 
-def frechet_name(extractor: Extractor) -> str:
-    """What the Frechet distance between reconstructions and originals is called: `rfid` on Inception features alone."""
-    return _of_reconstructions(extractor.metric_names.frechet)
-
-
 def _of_reconstructions(name: str) -> str:
+    """rFID and rIS, where the extractor's metrics are FID and Inception Score."""
     return {"fid": "rfid", "inception_score": "ris"}.get(name, name)
 
 
@@ -65,7 +61,13 @@ def moments_of(features: Tensor) -> FeatureMoments:
 
 
 def score_sets(
-    pairs: Pairs, extractor: Extractor, *, batch_size: int, workers: int, device: torch.device, show_progress: bool
+    pairs: Pairs,
+    extractor: Extractor,
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    show_progress: bool = False,
 ) -> SetScores:
     """Score the predictions of all pairs against their references; every rank must call it, and gets the result.
 
@@ -154,7 +156,7 @@ def _score(reference: ImageFeatures, prediction: ImageFeatures, extractor: Extra
     names, count, dimension = extractor.metric_names, *prediction.pool.shape
     splits, subset = min(SCORE_SPLITS, count), min(KERNEL_SUBSET_SIZE, count)
     distance = frechet_distance(moments_of(reference.pool), moments_of(prediction.pool))
-    values = {frechet_name(extractor): distance}
+    values = {_of_reconstructions(names.frechet): distance}
     if prediction.logits is not None:
         values |= _mean_and_std(_of_reconstructions(names.score), _score_of(prediction.logits, splits))
     kernel = _mean_and_std(names.kernel, _kernel_distance(prediction.pool, reference.pool, subset))

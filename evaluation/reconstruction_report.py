@@ -43,8 +43,8 @@ _METRICS = {
 # ends of the names that the metrics of other networks have
 _OTHER_METRICS = {
     "_frechet_distance": ("Fréchet distance", "the formula of rFID; lower is better"),
-    "_score_mean": ("score", "the formula of rIS; higher is better"),
-    "_kernel_distance_mean": ("kernel distance", "the formula of KID; lower is better"),
+    "_score_mean": ("Score", "the formula of rIS; higher is better"),
+    "_kernel_distance_mean": ("Kernel distance", "the formula of KID; lower is better"),
 }
 
 
@@ -236,8 +236,8 @@ def _protocol_rows(benchmark: Benchmark) -> str:
         "Latent": f"{protocol['latent']} of the posterior, seed {protocol['seed']} per image",
         "PNG rounding": manifest["png_rounding"],
         "Weights": f"{manifest.get('weights', '')}, SHA-256 {manifest['weights_sha256']}",
-        "Reconstructed on": f"{manifest['device']}, {manifest['ranks']} processes with "
-        f"{manifest['batch_size_per_rank']} images per batch",
+        "Reconstructed on": f"{manifest['device']}; ranks: {manifest['ranks']}, images per batch: "
+        f"{manifest['batch_size_per_rank']}",
     }
     for name, text in evaluation.protocol().items():
         if name != "sets":

@@ -2,7 +2,8 @@
 
 Reading, cropping, posterior noise and scores are those of `tools/reconstruct`, so a checkpoint evaluated with the tools
 on the same folder gets the same numbers. The result depends on neither the number of ranks nor the batch size, as far
-as `evaluation.reconstruction` promises.
+as `evaluation.reconstruction` promises. The features of the Frechet distance are kept for the whole set: with Inception
+16 KB for each image.
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ from data.pipeline import Batch, Sample, collate
 from data.skips import BadSample, Skip
 from data.sources import SampleSource, build_source
 from evaluation.batches import fill_up, in_batches, read_ahead, spread
-from evaluation.config import ValidationConfig
+from evaluation.config import FRECHET_METRICS, ValidationConfig
+from evaluation.fidelity import moments_of
+from evaluation.frechet import frechet_distance
 from evaluation.images import CROPS
 from evaluation.quality import PairScore, as_record, score_batch, summarise
 from evaluation.reconstruction import Protocol
+from evaluation.reconstruction_scores import choose_extractor
 
 READERS = 4  # threads that decode
 
@@ -46,8 +50,8 @@ class ValidationResult:
 
     Args:
         values: means over images by name: `psnr` (dB), `ssim` (images in [-1, 1]), `ssim_01` (in [0, 1]) and the
-            perceptual distance under its own name; none of them if no image could be read. `images` and `skipped`
-            count the images.
+            perceptual distance under its own name; none of them if no image could be read. The Frechet distance of the
+            set under its own name, if there are two images. `images` and `skipped` count the images.
         inputs, outputs: uint8 [n, 3, R, R], the images for a grid.
     """
 
@@ -67,6 +71,7 @@ class _Scored:
     number: int
     quality: PairScore
     pair: Tensor | None  # uint8 [2, 3, R, R], input and output, of the images that are shown
+    features: Tensor | None  # [2, D], of input and output, for the Frechet distance
 
 
 class Validation:
@@ -92,20 +97,34 @@ class Validation:
         self.indices = spread(len(self.source), config.num_images)
         self._shown = frozenset(spread(len(self.indices), shown))
         self.distance_name, self.distance = _perceptual_distance(config, vgg16_path)
-        if config.best_metric in ("lpips", "efficientnet_perceptual") and config.best_metric != self.distance_name:
-            raise UserError(
-                f"validation.best_metric: found {config.best_metric}, but the perceptual distance here is "
-                f"{self.distance_name} (validation.perceptual is {config.perceptual}); name that one, psnr or ssim."
-            )
         if self.distance is not None:
             self.distance.to(device)
+        self.extractor = choose_extractor(config.frechet, config.inception_path)
+        self.frechet_name = None
+        if self.extractor is not None:
+            self.frechet_name = FRECHET_METRICS[self.extractor.to(device).name]
+        self._check_best_metric()
+        self._input_features: dict[int, Tensor] = {}
         self._reading = threading.Lock()
         self._known_bad: set[str] = set()
+
+    def _check_best_metric(self) -> None:
+        metric, c = self.config.best_metric, self.config
+        if metric in ("lpips", "efficientnet_perceptual") and metric != self.distance_name:
+            raise UserError(
+                f"validation.best_metric: found {metric}, but the perceptual distance here is {self.distance_name} "
+                f"(validation.perceptual is {c.perceptual}); name that one, psnr or ssim."
+            )
+        if metric in FRECHET_METRICS.values() and metric != self.frechet_name:
+            raise UserError(
+                f"validation.best_metric: found {metric}, but the Frechet distance here is {self.frechet_name} "
+                f"(validation.frechet is {c.frechet}); name that one, psnr or ssim."
+            )
 
     def fingerprint(self) -> str:
         """SHA-256 over the images' keys, the protocol and the metrics: equal ones give numbers that compare."""
         keys = [self.source.key(index) for index in self.indices]
-        content = json.dumps([keys, asdict(self.protocol), self.distance_name])
+        content = json.dumps([keys, asdict(self.protocol), self.distance_name, self.frechet_name])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def run(self, reconstruct: Callable[[Batch, Protocol], Tensor]) -> ValidationResult:
@@ -160,10 +179,22 @@ class Validation:
         # Whichever perceptual distance is used takes the place that the record has for LPIPS.
         qualities = score_batch(batch.images.to(self.device), outputs, batch.keys, self.distance)
         pairs = torch.stack([batch.images, outputs.cpu()], dim=1)  # [B, 2, 3, R, R]
+        features = self._features(pictures, batch.images, outputs)
         return [
-            _Scored(picture.number, quality, pair.clone() if picture.number in self._shown else None)
-            for picture, quality, pair in zip(pictures, qualities, pairs)
+            _Scored(picture.number, quality, pair.clone() if picture.number in self._shown else None, row)
+            for picture, quality, pair, row in zip(pictures, qualities, pairs, features)
         ]
+
+    def _features(self, pictures: list[_Picture], inputs: Tensor, outputs: Tensor) -> list[Tensor | None]:
+        """[2, D] for each picture; those of the inputs, which stay the same, are computed once."""
+        if self.extractor is None:
+            return [None] * len(pictures)
+        known = self._input_features
+        if any(picture.number not in known for picture in pictures):
+            rows = self.extractor(inputs.to(self.device)).pool.cpu()
+            known |= {picture.number: row.clone() for picture, row in zip(pictures, rows)}
+        rows = self.extractor(outputs).pool.cpu()
+        return [torch.stack([known[picture.number], row]) for picture, row in zip(pictures, rows)]
 
     def _summarise(self, scored: list[_Scored], skipped: int) -> ValidationResult:
         values: dict[str, float] = {}
@@ -172,11 +203,19 @@ class Validation:
             values = {name: means[name] for name in ("psnr", "ssim", "ssim_01")}
             if self.distance_name is not None:
                 values[self.distance_name] = means["lpips"]
+        if self.frechet_name is not None and len(scored) > 1:
+            values[self.frechet_name] = distributed.on_rank_0(lambda: _frechet_distance(scored))
         values |= {"images": len(scored), "skipped": skipped}
         side = self.protocol.resolution
         shown = [image.pair for image in scored if image.pair is not None]
         pairs = torch.stack(shown) if shown else torch.empty(0, 2, 3, side, side, dtype=torch.uint8)
         return ValidationResult(values, pairs[:, 0], pairs[:, 1])
+
+
+def _frechet_distance(scored: list[_Scored]) -> float:
+    """Between inputs and outputs, rounded to 6 digits; features come in the order of the images, whatever the ranks."""
+    inputs, outputs = torch.stack([image.features for image in scored], dim=1)  # [N, D] each
+    return round(frechet_distance(moments_of(inputs), moments_of(outputs)), 6)
 
 
 def _open(config: DataConfig) -> SampleSource:

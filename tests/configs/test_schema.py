@@ -125,7 +125,15 @@ KEYS = schema_keys(EXPERIMENTS["vfm_vae"])
         ("losses.kl.end_kimg=0", "losses.kl: end_kimg 0 is not after start_kimg 0; the term would never count."),
         (
             "validation={path: x, perceptual: none, best_metric: lpips}",
-            "validation.best_metric: found lpips, but validation.perceptual is none; name the same, psnr or ssim.",
+            "validation.best_metric: found lpips, but validation.perceptual is none, expected lpips;",
+        ),
+        (
+            "validation={path: x, frechet: efficientnet_lite0, best_metric: rfid}",
+            "validation.best_metric: found rfid, but validation.frechet is efficientnet_lite0, expected inception;",
+        ),
+        (
+            "validation={path: x, frechet: none, inception_path: y.pth}",
+            'validation.inception_path: found "y.pth", but validation.frechet is none.',
         ),
         ("validation={num_images: 5}", "validation.path: missing. It has no default; give it a value."),
         ("system=vfm_vea", "system: found 'vfm_vea', expected one of vfm_vae. Closest: vfm_vae."),

@@ -52,7 +52,14 @@ finalise()
 
 
 # Shared as 3 and 2 images by two ranks.
-VALIDATION = {"source": "webdataset", "num_images": 5, "every_ticks": 1, "batch_size_per_gpu": 2, "perceptual": "none"}
+VALIDATION = {
+    "source": "webdataset",
+    "num_images": 5,
+    "every_ticks": 1,
+    "batch_size_per_gpu": 2,
+    "perceptual": "none",
+    "frechet": "none",
+}
 
 
 def launch(config: Path, output: Path, ranks: int) -> None:

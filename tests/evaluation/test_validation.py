@@ -16,11 +16,13 @@ from data.config import DataConfig
 from data.write_shards import NewSample, write_shards
 from evaluation.batches import spread
 from evaluation.config import ValidationConfig
+from evaluation.fidelity import score_sets
 from evaluation.quality import as_record, pair_folders, score_pairs, summarise
 from evaluation.reconstruction import Protocol, reconstruct_batch, reconstruct_folder
 from evaluation.validation import Validation
 
 CPU = torch.device("cpu")
+FRECHET = "efficientnet_lite0_frechet_distance"
 COUNT = 7
 
 
@@ -37,7 +39,9 @@ def folder(tmp_path) -> Path:
 
 
 def validation_of(path: Path, shown: int = 4, **options) -> Validation:
-    config = ValidationConfig(path=str(path), **{"perceptual": "none", "batch_size_per_gpu": 3, **options})
+    config = ValidationConfig(
+        path=str(path), **{"perceptual": "none", "frechet": "none", "batch_size_per_gpu": 3, **options}
+    )
     data = config.as_data(DataConfig(path="unused", resolution=16), with_labels=False)
     return Validation(config, data, None, shown, CPU)
 
@@ -131,6 +135,40 @@ def test_a_set_without_images_is_an_error_at_the_start(tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"validation\.path: .*empty: no sample is left.*validation\.source is folder"):
         validation_of(tmp_path / "empty")
+
+
+def test_the_frechet_distance_is_that_of_the_tools(tokenizer, tiny_extractor, folder, tmp_path) -> None:
+    out = tmp_path / "out"
+    reconstruct_folder(tokenizer, folder, out, Protocol(16), batch_size=3, device=CPU)
+    pairs = pair_folders(out / "inputs", out / "outputs")
+    expected = score_sets(pairs, tiny_extractor, batch_size=3, workers=1, device=CPU).values[FRECHET]
+    validation = validation_of(folder, frechet="efficientnet_lite0")
+    first, second = (validation.run(by(tokenizer)).values for _ in range(2))  # the second knows the inputs' features
+    assert first[FRECHET] == second[FRECHET] == expected > 0
+
+
+@pytest.mark.usefixtures("tiny_extractor")
+def test_the_frechet_distance_depends_on_neither_ranks_nor_batches(tokenizer, folder, on_ranks) -> None:
+    expected = values_of(tokenizer, folder, frechet="efficientnet_lite0")[FRECHET]
+    other = values_of(tokenizer, folder, frechet="efficientnet_lite0", batch_size_per_gpu=8)[FRECHET]
+    assert other == pytest.approx(expected, rel=1e-4)
+    assert on_ranks(2, lambda: values_of(tokenizer, folder, frechet="efficientnet_lite0")[FRECHET]) == [expected] * 2
+
+
+def test_the_frechet_distance_is_named_as_what_it_is(folder, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert validation_of(folder, frechet="auto", best_metric=FRECHET).frechet_name == FRECHET
+    with pytest.raises(UserError, match=f"best_metric: found rfid, but the Frechet distance here is {FRECHET}"):
+        validation_of(folder, frechet="auto", best_metric="rfid")
+    with pytest.raises(UserError, match=r"weights-inception-2015-12-05-6726825d\.pth, published at https://"):
+        validation_of(folder, frechet="inception")
+    with pytest.raises(UserError, match=r"nothing\.pth does not exist"):
+        validation_of(folder, frechet="auto", inception_path=str(tmp_path / "nothing.pth"))
+
+
+@pytest.mark.usefixtures("tiny_extractor")
+def test_one_image_has_no_frechet_distance(tokenizer, folder) -> None:
+    assert FRECHET not in values_of(tokenizer, folder, frechet="efficientnet_lite0", num_images=1)
 
 
 def test_the_perceptual_distance_is_named_as_what_it_is(tokenizer, folder, monkeypatch, tmp_path) -> None:

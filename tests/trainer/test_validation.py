@@ -36,6 +36,7 @@ def validating(make_config, tiny_data, tmp_path):
             "every_ticks": 1,
             "batch_size_per_gpu": 4,
             "perceptual": "none",
+            "frechet": "none",
         }
         return make_config(
             changes={"run.run_dir": str(tmp_path / name), "validation": values, "logging.image_snapshot_count": 3}
