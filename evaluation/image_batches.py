@@ -61,15 +61,15 @@ class NpzImages(ImageBatch):
 
 
 class FileImages(ImageBatch):
-    """Images of a folder or of shards, in order of name."""
+    """Images of a folder or of shards.
 
-    def __init__(self, path: Path):
-        opened = open_images(path)
-        if opened.problems:
-            problem = opened.problems[0]
-            raise DataError(f"{problem.shard}: {problem.key or ''} {problem.kind}; expected shards without faults.")
-        self._images = opened.images
-        super().__init__(len(self._images), self._size(self._images[0]))
+    Args:
+        images: at least one.
+    """
+
+    def __init__(self, images: Sequence[InputImage]):
+        self._images = images
+        super().__init__(len(images), self._size(images[0]))
 
     @staticmethod
     def _size(image: InputImage) -> tuple[int, int]:
@@ -104,6 +104,9 @@ def open_image_batch(path: str | Path) -> ImageBatch | None:
     Raises: DataError if there is no such file, or it holds something else.
     """
     path = Path(path)
-    if path.suffix.lower() != ".npz":
-        return FileImages(path)
-    return NpzImages(path) if IMAGES_KEY in array_names(path) else None
+    if path.suffix.lower() == ".npz":
+        return NpzImages(path) if IMAGES_KEY in array_names(path) else None
+    opened = open_images(path)
+    if opened.problems:
+        raise DataError(f"{opened.problems[0]}; expected shards without faults.")
+    return FileImages(opened.images)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from common import distributed
@@ -14,6 +13,7 @@ from evaluation.extractors import load_extractor
 from evaluation.extractors.base import Extractor
 from evaluation.extractors.inception import find_inception
 from evaluation.fidelity import SetScores, score_sets
+from evaluation.generation import Computing
 from evaluation.quality import DEFAULT_PSNR_CAP, Pairs, PairScore, QualitySummary, as_record, score_pairs, summarise
 
 LPIPS_LEFT_OUT = "left out: no VGG16 trunk found (--lpips-vgg16 vgg16-397923af.pth)"
@@ -29,17 +29,13 @@ class Metrics:
     """What is computed, and how.
 
     Args:
-        device: where.
-        batch_size: images per batch; another one moves numbers by no more than the order of additions.
-        workers: threads that read images.
+        computing: how, which changes no number beyond the order of additions.
         lpips: LPIPS, or None to leave it out.
         extractor: features for the metrics of whole sets, or None to leave these out.
         psnr_cap: most dB that one pair counts.
     """
 
-    device: torch.device
-    batch_size: int = 64
-    workers: int = 8
+    computing: Computing
     lpips: nn.Module | None = None
     extractor: Extractor | None = None
     psnr_cap: float = DEFAULT_PSNR_CAP
@@ -83,21 +79,22 @@ class Evaluation:
         return PAIR_PROTOCOL | {"lpips": lpips} | sets
 
 
-def evaluate_pairs(pairs: Pairs, metrics: Metrics, show_progress: bool = False) -> Evaluation:
+def evaluate_pairs(pairs: Pairs, metrics: Metrics) -> Evaluation:
     """Score all pairs, and with an extractor both sets; the ranks share the work, and all get the result.
 
     Raises: DataError that names an image that cannot be read or does not fit.
     """
+    computing = metrics.computing
     own, error = [], None
     share = replace(pairs, names=pairs.names[distributed.rank() :: distributed.world_size()])
     try:
         own = score_pairs(
             share,
-            batch_size=metrics.batch_size,
-            workers=metrics.workers,
-            device=metrics.device,
+            batch_size=computing.batch_size,
+            workers=computing.workers,
+            device=computing.device,
             lpips=metrics.lpips,
-            show_progress=show_progress,
+            show_progress=computing.show_progress,
         )
     except DataError as met:
         error = met
@@ -106,14 +103,7 @@ def evaluate_pairs(pairs: Pairs, metrics: Metrics, show_progress: bool = False) 
     scores.sort(key=lambda score: score.name)
     set_scores = None
     if metrics.extractor is not None:
-        set_scores = score_sets(
-            pairs,
-            metrics.extractor,
-            batch_size=metrics.batch_size,
-            workers=metrics.workers,
-            device=metrics.device,
-            show_progress=show_progress,
-        )
+        set_scores = score_sets(pairs, metrics.extractor, computing)
     return Evaluation(scores, summarise(scores, metrics.psnr_cap), set_scores, len(pairs.unmatched))
 
 

@@ -107,6 +107,7 @@ def on_ranks(monkeypatch):
             patch.setattr(distributed, "rank", lambda: here.rank)
             patch.setattr(distributed, "world_size", lambda: count)
             patch.setattr(distributed, "all_gather_objects", gather)
+            patch.setattr(distributed, "all_gather", lambda tensor: torch.stack(gather(tensor)))
             patch.setattr(distributed, "on_rank_0", on_rank_0)
             patch.setattr(distributed, "barrier", everyone.wait)
             with ThreadPoolExecutor(count) as ranks:

@@ -17,6 +17,7 @@ from data.write_shards import NewSample, write_shards
 from evaluation.batches import spread
 from evaluation.config import ValidationConfig
 from evaluation.fidelity import score_sets
+from evaluation.generation import Computing
 from evaluation.quality import as_record, pair_folders, score_pairs, summarise
 from evaluation.reconstruction import Protocol, reconstruct_batch, reconstruct_folder
 from evaluation.validation import Validation
@@ -141,7 +142,7 @@ def test_the_frechet_distance_is_that_of_the_tools(tokenizer, tiny_extractor, fo
     out = tmp_path / "out"
     reconstruct_folder(tokenizer, folder, out, Protocol(16), batch_size=3, device=CPU)
     pairs = pair_folders(out / "inputs", out / "outputs")
-    expected = score_sets(pairs, tiny_extractor, batch_size=3, workers=1, device=CPU).values[FRECHET]
+    expected = score_sets(pairs, tiny_extractor, Computing(CPU, 3)).values[FRECHET]
     validation = validation_of(folder, frechet="efficientnet_lite0")
     first, second = (validation.run(by(tokenizer)).values for _ in range(2))  # the second knows the inputs' features
     assert first[FRECHET] == second[FRECHET] == expected > 0

@@ -43,8 +43,9 @@ def benchmark(arguments: argparse.Namespace, device) -> int:
     """Reconstruct, evaluate, and on rank 0 write the results; returns the exit code."""
     from common import distributed
     from common.errors import DataError
+    from evaluation.output_folder import read_manifest
     from evaluation.quality import pair_folders
-    from evaluation.reconstruction import INPUT_FOLDER, OUTPUT_FOLDER, read_manifest
+    from evaluation.reconstruction import INPUT_FOLDER, OUTPUT_FOLDER
     from evaluation.reconstruction_report import REPORT_NAME, Benchmark, remove_results, write_benchmark
     from evaluation.reconstruction_scores import evaluate_pairs
 
@@ -58,7 +59,7 @@ def benchmark(arguments: argparse.Namespace, device) -> int:
         first = summary.unreadable[0]
         raise DataError(f"none of {summary.found} images can be read; the first: {first.name} ({first.reason}).")
     pairs = pair_folders(folder / INPUT_FOLDER, folder / OUTPUT_FOLDER)
-    evaluation = evaluate_pairs(pairs, metrics, show_progress=distributed.rank() == 0)
+    evaluation = evaluate_pairs(pairs, metrics)
     if distributed.rank() == 0:
         write_benchmark(folder, Benchmark(pairs, evaluation, read_manifest(folder)))
     code = exit_code_of(summary)

@@ -75,7 +75,7 @@ def evaluate(arguments: argparse.Namespace, device) -> None:
 
     pairs = pair_folders(arguments.ref_dir, arguments.pred_dir, arguments.allow_unmatched)
     metrics = build_metrics(arguments, device, arguments.batch_size, arguments.num_workers)
-    evaluation = evaluate_pairs(pairs, metrics, show_progress=distributed.rank() == 0)
+    evaluation = evaluate_pairs(pairs, metrics)
     if distributed.rank() != 0:
         return
     if arguments.per_image_csv:
@@ -88,14 +88,14 @@ def evaluate(arguments: argparse.Namespace, device) -> None:
 
 def build_metrics(arguments: argparse.Namespace, device, batch_size: int, workers: int):
     """The metrics that `add_metric_arguments` chose."""
+    from common import distributed
+    from evaluation.generation import Computing
     from evaluation.reconstruction_scores import Metrics, choose_extractor, choose_lpips
 
     lpips = choose_lpips(arguments.lpips_vgg16)
     extractor = choose_extractor(arguments.extractor, arguments.inception_weights)
     return Metrics(
-        device=device,
-        batch_size=batch_size,
-        workers=workers,
+        Computing(device, batch_size, max(workers, 1), show_progress=distributed.rank() == 0),
         lpips=None if lpips is None else lpips.to(device),
         extractor=None if extractor is None else extractor.to(device),
         psnr_cap=arguments.psnr_cap,
