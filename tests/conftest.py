@@ -40,6 +40,14 @@ def tiny_text_encoder(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory):
+    """Folder of a tiny random CLIP."""
+    from tests.tiny import write_clip
+
+    return write_clip(tmp_path_factory.mktemp("clip") / "model")
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory):
     """Folder of shards with made-up pictures."""
     from tests.tiny import write_data

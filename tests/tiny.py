@@ -29,6 +29,12 @@ DISCRETE: dict[str, Any] = {
     "losses.entropy": {"weight": 0.1, "entropy_temp": 0.1},
 }
 
+# What makes the tiny configuration smaller still: 32 pixels, three blocks.
+SMALL: dict[str, Any] = {
+    "data.resolution": 32,
+    "decoder.num_blocks": 3,
+    "losses.multiscale_pixel.weights": {16: 0.1, 8: 0.1},
+}
 
 SIGLIP = {
     "hidden_size": 32,
@@ -95,6 +101,27 @@ def write_encoder_with_text(folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         SiglipModel(SiglipConfig(text_config=text, vision_config=SIGLIP)).save_pretrained(folder)
+    return folder
+
+
+def write_clip(folder: Path) -> Path:
+    """A CLIP as transformers saves it: random weights, 2 layers each, tokens are letters."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    letters = [chr(code) for code in range(33, 127)]
+    tokens = [*letters, *(f"{c}</w>" for c in letters), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
+    CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt")).save_pretrained(folder)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"vocab_size": len(tokens), "max_position_embeddings": 16, "eos_token_id": len(tokens) - 1}
+    vision = {"image_size": 32, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=16)
+        CLIPModel(config).save_pretrained(folder)
     return folder
 
 

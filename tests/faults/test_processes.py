@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.conftest import final_tensors, largest_difference
 from tests.faults.warm import Run
-from tests.trainer.test_resume import comparable
+from tests.trainer.conftest import comparable
 
 KILLS = [pytest.param(3, id="3 kills"), pytest.param(20, id="20 kills", marks=pytest.mark.slow)]
 EVERY_STEP = {"training.kimg_per_tick": 0.004, "checkpoint.network_snapshot_ticks": 1}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -18,30 +17,8 @@ SIDE = 32
 
 
 @pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory) -> Path:
-    """A CLIP as transformers saves it: 2 layers each, tokens are letters."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    folder = tmp_path_factory.mktemp("clip")
-    letters = [chr(code) for code in range(33, 127)]
-    tokens = [*letters, *(f"{c}</w>" for c in letters), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n")
-    CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt")).save_pretrained(folder / "model")
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {"vocab_size": len(tokens), "max_position_embeddings": 16, "eos_token_id": len(tokens) - 1}
-    vision = {"image_size": SIDE, "patch_size": 8}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=16)
-        CLIPModel(config).save_pretrained(folder / "model")
-    return folder / "model"
-
-
-@pytest.fixture(scope="module")
-def loss(clip_folder) -> CLIPLoss:
-    return CLIPLoss(CLIPTermConfig(weight=1.0, clip_path=str(clip_folder)))
+def loss(tiny_clip) -> CLIPLoss:
+    return CLIPLoss(CLIPTermConfig(weight=1.0, clip_path=str(tiny_clip)))
 
 
 def inputs(images: torch.Tensor, texts: list[str], seed: int = 0) -> LossInputs:
@@ -114,12 +91,12 @@ def test_a_missing_clip_names_the_key_and_the_published_model(path) -> None:
     assert "never downloaded" in text
 
 
-def test_a_clip_that_lacks_weights_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+def test_a_clip_that_lacks_weights_is_refused(tiny_clip: Path, tmp_path: Path) -> None:
     import shutil
 
     from safetensors.torch import load_file, save_file
 
-    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    folder = shutil.copytree(tiny_clip, tmp_path / "clip")
     state = load_file(folder / "model.safetensors")
     del state["visual_projection.weight"]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from common.config import Source
 from configs.schema import VFMVAEExperiment, check
 from data.pipeline import TrainingData
 from tests.tiny import tiny_values
+from trainer.metrics import read_log
 from trainer.systems.vfm_vae import VFMVAESystem
 from trainer.trainer import Trainer
 
@@ -85,6 +87,12 @@ def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
         tensors = optimizer_tensors(trainer.optimizers[phase.name], phase.parameters)
         state |= {f"optimizer/{phase.name}/{name}": value for name, value in tensors.items()}
     return {name: value.clone() for name, value in state.items()}
+
+
+def comparable(run_dir: Path) -> list[dict[str, Any]]:
+    """Log lines without time, rate and memory."""
+    lines = read_log(run_dir / "log.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith(("timing/", "resources/"))} for line in lines]
 
 
 @pytest.fixture(autouse=True)

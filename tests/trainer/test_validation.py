@@ -15,8 +15,7 @@ from common.checkpoint_folder import find_checkpoint, list_checkpoints
 from evaluation.validation import Validation, ValidationResult
 from networks.checkpoint import load_tokenizer
 from networks.checkpoint.folder import read_manifest
-from tests.trainer.conftest import build_trainer, run_until, state_of
-from tests.trainer.test_resume import comparable
+from tests.trainer.conftest import build_trainer, comparable, run_until, state_of
 from trainer import checkpointing
 from trainer.metrics import read_log
 from trainer.trainer import Trainer

@@ -16,7 +16,7 @@ from data.pipeline import Batch
 from networks.checkpoint import load_tokenizer
 from networks.checkpoint.convert import folder_to_reference
 from tests.data.sample_files import encoded, pixels_of, write_tar
-from tests.tiny import tiny_values, write_class_texts
+from tests.tiny import SMALL, tiny_values, write_class_texts
 from tests.trainer.conftest import build_trainer, merged, run_until, state_of
 from tools.reconstruct.reconstruct import refuse_conditional
 from trainer.benchmark import measure
@@ -37,11 +37,9 @@ NO_CONVNEXT = {
     "losses.multiscale_pixel": None,
     "equivariance.use_equivariance_regularization": False,
 }
-SMALL = {
-    "data.resolution": 32,
-    "decoder.num_blocks": 3,
-    "losses.multiscale_pixel.weights": {16: 0.1, 8: 0.1},
-    "training.total_kimg": 0.012,  # three steps
+THREE_STEPS = {
+    **SMALL,
+    "training.total_kimg": 0.012,
     "logging.image_snapshot_ticks": 1,
 }
 KINDS = {"classes": CLASSES, "texts": TEXTS, "no ConvNeXt": NO_CONVNEXT}
@@ -52,7 +50,7 @@ def config_of(tiny_text_encoder, tiny_data, tmp_path):
     """A small configuration of a kind: three steps, with a sample grid after each tick."""
 
     def make(changes: dict[str, Any], name: str = "run") -> VFMVAEExperiment:
-        changes = {**SMALL, **changes}
+        changes = {**THREE_STEPS, **changes}
         if "cls2text" in changes.values():
             changes["data.cls_to_text_path"] = str(write_class_texts(tmp_path / "texts.json"))
         values = merged(tiny_values(tiny_text_encoder, tiny_data, tmp_path / name), changes)
