@@ -320,6 +320,7 @@ ADVERSARIAL_TERMS = (
     ("feature_matching", "discriminator.use_patchgan_discriminator"),
     ("feature_matching", "discriminator.get_interm_feat"),
 )
+DISCRIMINATORS = ("discriminator.use_stylegan_t_discriminator", "discriminator.use_patchgan_discriminator")
 TERMS_OF_THE_OTHER_MODE = {"continuous": ("vq", "entropy"), "discrete": ("kl",)}
 
 
@@ -389,6 +390,7 @@ def translate(source: Source) -> Translation:
     _translate_multiscale(draft)
     _translate_numerics_and_logging(draft)
     _drop_idle_terms(draft)
+    _drop_idle_discriminators(draft)
     return Translation(_to_source(draft, source), draft.notes, draft.problems)
 
 
@@ -558,6 +560,15 @@ def _drop_idle_terms(draft: _Draft) -> None:
                 draft.notes.append(f"{REFERENCE_NAMES[weight]} has no effect, because {reasons[term]}; left out.")
         if idle:
             draft.own = {key: value for key, value in draft.own.items() if not key.startswith(f"losses.{term}.")}
+
+
+def _drop_idle_discriminators(draft: _Draft) -> None:
+    """Leave out the discriminators that no term uses; the reference builds them and never trains them."""
+    for switch in DISCRIMINATORS:
+        terms = [term for term, needed in ADVERSARIAL_TERMS if needed == switch]
+        if draft.own[switch] is True and not any(f"losses.{term}.weight" in draft.own for term in terms):
+            draft.own[switch] = False
+            draft.notes.append(f"{REFERENCE_NAMES[switch]} is true, but no loss with a weight uses it; left out.")
 
 
 def _is_count(value: Any) -> bool:

@@ -286,6 +286,18 @@ def _needs_switch(loss: str, switch: str) -> Relation:
     return Relation((f"losses.{loss}.weight", f"discriminator.{switch}"), check)
 
 
+def _switch_is_used(switch: str, terms: Sequence[str]) -> Relation:
+    """A discriminator that no term uses would be built, and never trained or heard."""
+
+    def check(c) -> str | None:
+        named = [getattr(c.losses, term) for term in terms]
+        if not getattr(c.discriminator, switch) or any(term and term.enabled for term in named):
+            return None
+        return f"true, but nothing uses it; give losses.{' or losses.'.join(terms)} a weight above 0, or set it false."
+
+    return Relation((f"discriminator.{switch}", *(f"losses.{term}" for term in terms)), check)
+
+
 def _dino_path_is_used(c) -> str | None:
     if c.discriminator.dino_path is None or c.discriminator.backbone == "dino_vits16":
         return None
@@ -372,6 +384,8 @@ RELATIONS: tuple[Relation, ...] = (
     _needs_switch("patchgan", "use_patchgan_discriminator"),
     _needs_switch("feature_matching", "use_patchgan_discriminator"),
     _needs_switch("feature_matching", "get_interm_feat"),
+    _switch_is_used("use_stylegan_t_discriminator", ("stylegan_t", "matching_aware")),
+    _switch_is_used("use_patchgan_discriminator", ("patchgan", "feature_matching")),
     Relation(("losses.matching_aware.weight", "decoder.conditional"), _matching_aware_needs_labels),
     Relation(("losses.clip.weight", "data.label_type"), _clip_needs_texts),
     _warmup_waits_for("stylegan_t", ("l1_pixel", "l2_pixel")),

@@ -131,6 +131,12 @@ def test_adversarial_terms_need_their_discriminator(load):
     )
 
 
+def test_a_discriminator_without_a_term_is_left_out(load):
+    config, notes = load({"loss_kwargs.stylegan_t_discriminator_loss_weight": 0})
+    assert not config.discriminator.enabled
+    assert "D_kwargs.use_stylegan_t_discriminator is true, but no loss with a weight uses it; left out." in notes
+
+
 def test_discrete_mode_swaps_kl_for_the_codebook_losses(load):
     config, notes = load({"G_kwargs.compression_mode": "discrete", "loss_kwargs.compression_mode": "discrete"})
     assert config.losses.kl is None

@@ -83,6 +83,16 @@ KEYS = schema_keys(EXPERIMENTS["vfm_vae"])
             "losses.stylegan_t.weight: found 1, which needs discriminator.use_stylegan_t_discriminator: true.",
         ),
         (
+            "losses.stylegan_t=null",
+            "discriminator.use_stylegan_t_discriminator: true, but nothing uses it; give losses.stylegan_t or losses."
+            "matching_aware a weight above 0, or set it false.",
+        ),
+        (
+            "discriminator.use_patchgan_discriminator=true",
+            "discriminator.use_patchgan_discriminator: true, but nothing uses it; give losses.patchgan or losses."
+            "feature_matching a weight above 0, or set it false.",
+        ),
+        (
             "training.batch_size=9",
             "training.batch_size: leaves micro-batches of 9 images; the discriminators normalise over groups of at "
             "most 8, so give at most 8 or a multiple of 8 images.",
