@@ -164,7 +164,7 @@ class VFMVAESystem:
         inputs = self._loss_inputs(passed, batch, moment, at)
         image_values, gradients = self._backward_through_decoder(passed, inputs, moment, at)
         latent_values = self.objective.latent_terms(inputs, moment)
-        latent_values = self._backward_through_encoder_side(passed.output, latent_values, gradients, at)
+        latent_values = self._backward_through_encoder_side(passed.output, latent_values, gradients, moment, at)
         report = self._report({**image_values, **latent_values})
         return report | self._follow_usage(passed.output, at)
 
@@ -221,7 +221,12 @@ class VFMVAESystem:
         return self.objective.counts("vf", moment) and self.config.losses.vf.use_adaptive_vf_loss
 
     def _backward_through_encoder_side(
-        self, output: TokenizerOutput, values: Mapping[str, Value], gradients: AtLatent | None, at: MicroStep
+        self,
+        output: TokenizerOutput,
+        values: Mapping[str, Value],
+        gradients: AtLatent | None,
+        moment: Moment,
+        at: MicroStep,
     ) -> dict[str, Value]:
         """The terms on the latent, and the decoder's gradient there, back through the encoder side.
 
@@ -230,7 +235,7 @@ class VFMVAESystem:
         z, values = output.latent.z, dict(values)
         if gradients is None:
             return values
-        if "vf" in values and self.config.losses.vf.use_adaptive_vf_loss:
+        if self._has_adaptive_weight(moment):
             vf, last = values["vf"], self.tokenizer.compression.last_weight
             (from_images,) = torch.autograd.grad(z, last, gradients.of_reconstruction / at.share, retain_graph=True)
             (from_vf,) = torch.autograd.grad(vf.loss, last, retain_graph=True)
