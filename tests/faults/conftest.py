@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,21 @@ from tests.tiny import tiny_values, write_config
 from tests.trainer.conftest import keep_signal_handlers, make_config, merged  # noqa: F401  (fixtures)
 
 
-@pytest.fixture
-def config_file(tiny_encoder, tiny_data, tmp_path) -> Callable[..., Path]:
-    """Write the tiny configuration, with changes by dotted key, for a run folder of this name."""
+@pytest.fixture(scope="session")
+def config_in(tiny_encoder, tiny_data) -> Callable[..., Path]:
+    """Write the tiny configuration, with changes by dotted key, for a run of this name in a folder."""
 
-    def write(name: str = "run", changes: dict[str, Any] | None = None) -> Path:
-        values = merged(tiny_values(tiny_encoder, tiny_data, tmp_path / name), changes or {})
-        return write_config(values, tmp_path / f"{name}.yaml")
+    def write(folder: Path, name: str = "run", changes: dict[str, Any] | None = None) -> Path:
+        values = merged(tiny_values(tiny_encoder, tiny_data, folder / name), changes or {})
+        return write_config(values, folder / f"{name}.yaml")
 
     return write
+
+
+@pytest.fixture
+def config_file(config_in, tmp_path) -> Callable[..., Path]:
+    """The same in the folder of the test."""
+    return partial(config_in, tmp_path)
 
 
 def final_tensors(run_dir: Path) -> dict[str, torch.Tensor]:

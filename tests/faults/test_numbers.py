@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from functools import cache
 
 import pytest
+import torch
 
 from tests.faults.conftest import final_tensors, largest_difference
 from tests.faults.warm import Run
@@ -66,6 +69,24 @@ def spiking_gradient() -> None:
     _scale_local_gradient(1e6, SPIKE_STEP)
 
 
+def for_steps(steps: int) -> dict[str, float]:
+    """A run of so many steps, each with a line in the log."""
+    return {"training.total_kimg": 4 * steps / 1000, "training.kimg_per_tick": 0.004}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config_in, tmp_path_factory) -> Callable[[int], dict[str, torch.Tensor]]:
+    """Everything in the checkpoint of an undisturbed run after so many steps; each length runs once."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    @cache
+    def run(steps: int) -> dict[str, torch.Tensor]:
+        assert Run(config_in(folder, f"{steps}_steps", for_steps(steps)), ranks=2).wait() == [0, 0]
+        return final_tensors(folder / f"{steps}_steps")
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("fault", "step", "named"),
     [
@@ -76,14 +97,12 @@ def spiking_gradient() -> None:
         (spiking_gradient, SPIKE_STEP, r"gradient_norm/generator = [\d.e+]+ \(more than 100 times the median"),
     ],
 )
-def test_nobody_steps_when_one_rank_has_a_bad_number(config_file, tmp_path, fault, step: int, named: str) -> None:
-    changes = {"training.total_kimg": 4 * (step + 1) / 1000, "training.kimg_per_tick": 0.004}
-    run = Run(config_file("spoilt", changes), ranks=2, fault=fault)
+def test_nobody_steps_when_one_rank_has_a_bad_number(
+    config_file, undisturbed, tmp_path, fault, step: int, named: str
+) -> None:
+    run = Run(config_file("spoilt", for_steps(step + 1)), ranks=2, fault=fault)
     assert run.wait() == [0, 0]
     assert re.search(rf"step {step} is left out; .*{named}", run.text()), run.text()
     last = read_log(tmp_path / "spoilt" / "log.jsonl")[-1]
     assert last["guard/skipped_generator"] == 1.0
-
-    shorter = {**changes, "training.total_kimg": 4 * step / 1000}
-    assert Run(config_file("before", shorter), ranks=2).wait() == [0, 0]
-    assert largest_difference(final_tensors(tmp_path / "before"), final_tensors(tmp_path / "spoilt")) == 0
+    assert largest_difference(undisturbed(step), final_tensors(tmp_path / "spoilt")) == 0
