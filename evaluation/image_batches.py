@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
 from common.errors import DataError
+from common.random import numpy_generator
 from evaluation.batches import read_ahead
-from evaluation.images import InputImage, UnreadableImage, open_images, read_input, to_tensor
-from evaluation.npz import array_names, read_header, read_rows
+from evaluation.images import InputImage, UnreadableImage, list_images, open_images, read_input, to_tensor
+from evaluation.npz import array_names, read_header, read_rows, write_npz
 
 IMAGES_KEY = "arr_0"
 
@@ -32,7 +34,11 @@ class ImageBatch(ABC):
 
     @abstractmethod
     def read(self, indices: Sequence[int], workers: int = 4) -> Iterator[Tensor]:
-        """The images of ascending numbers, uint8 [3, H, W]. Raises DataError for one that cannot be read."""
+        """The images of these numbers, uint8 [3, H, W]. Raises DataError for one that cannot be read.
+
+        Args:
+            indices: ascending, unless the images are files of their own.
+        """
 
 
 class NpzImages(ImageBatch):
@@ -110,3 +116,26 @@ def open_image_batch(path: str | Path) -> ImageBatch | None:
     if opened.problems:
         raise DataError(f"{opened.problems[0]}; expected shards without faults.")
     return FileImages(opened.images)
+
+
+def save_as_npz(
+    folder: str | Path, target: str | Path, num: int, seed: int | None = None, show_progress: bool = False
+) -> None:
+    """Write the first `num` images of a folder, in order of name, as an .npz file in the form of ADM.
+
+    One image is in memory at a time.
+
+    Args:
+        seed: take them in a random order that it decides, instead of in order of name.
+        show_progress: draw a progress bar.
+    Raises: DataError if there are fewer images, or one cannot be read or has another size.
+    """
+    images = FileImages(list_images(folder))
+    if images.count < num:
+        raise DataError(f"{folder}: found {images.count} images, expected at least {num} (--num).")
+    indices = range(num)
+    if seed is not None:
+        indices = numpy_generator(seed, "order of images").permutation(images.count)[:num].tolist()
+    rows = (image.permute(1, 2, 0).numpy() for image in images.read(indices))
+    shown = tqdm(rows, total=num, unit="image", disable=not show_progress)
+    write_npz(target, IMAGES_KEY, (num, *images.size, 3), shown)

@@ -1,0 +1,361 @@
+"""Decode sampled latents into PNG files, an .npz file for ADM's evaluator, or both.
+
+shards of latents -> decoder -> images in order of name -> `<name>.png`, rows of `arr_0`; labels -> labels.json
+
+What becomes of a latent depends on the latent and the model alone: not on its neighbours, the number of ranks, or
+whether the run was interrupted. Another batch size may make kernels add in another order, as in
+`evaluation.reconstruction`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from common import distributed
+from common.errors import DataError, UserError
+from common.files import write_json_atomically
+from common.lock import locked
+from common.value_range import signed_to_unit, unit_to_uint8
+from data.sample_shards import (
+    Sample,
+    SampleShard,
+    label_records,
+    number_samples,
+    open_samples,
+    samples_fingerprint,
+)
+from evaluation.batches import fill_up, in_batches
+from evaluation.decode_outputs import NpzParts, Output, PngFolder
+from evaluation.output_folder import MANIFEST_NAME, refuse_foreign, refuse_other_origin, tool_versions
+from networks.conditioning import Labels
+from networks.fingerprint import weights_fingerprint
+
+LABELS_NAME = "labels.json"
+PARTS_NAME = "npz_parts"
+IMAGES_PER_PART = 64
+
+
+@dataclass(frozen=True)
+class DecodePlan:
+    """What is decoded, and under which names.
+
+    Args:
+        input_dir: folder of shards.
+        numbering_ranks: names are those that so many ranks of the reference would give.
+        max_images_per_rank: only the first so many of each of these ranks.
+        skip_bad_shards: leave out shards that cannot be read.
+    """
+
+    input_dir: Path
+    numbering_ranks: int = 1
+    max_images_per_rank: int | None = None
+    skip_bad_shards: bool = False
+
+
+@dataclass(frozen=True)
+class DecodeTargets:
+    """Where images go.
+
+    Args:
+        output_dir: gets the manifest, the labels and, with `pngs`, the images.
+        npz: gets all images as `arr_0`; None: no such file.
+        skip_existing: keep images that the same weights and latents already gave.
+    """
+
+    output_dir: Path
+    pngs: bool = True
+    npz: Path | None = None
+    skip_existing: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.pngs and self.npz is None:
+            raise UserError("nothing to write: give --output-npz, or leave out --no-png.")
+
+
+@dataclass(frozen=True)
+class DecodeSummary:
+    """Counts of a finished run, over all ranks: images in all, decoded by this call, kept from earlier ones."""
+
+    images: int
+    decoded: int
+    kept: int
+    problems: tuple[str, ...]
+    seconds: float
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+class LatentReader:
+    """Reads single latents; the shard that was read last stays open."""
+
+    def __init__(self):
+        self._path: Path | None = None
+        self._file: Any = None
+
+    def read(self, sample: Sample) -> Tensor:
+        """A latent [C, h, w], fp32. Raises DataError if a value is not finite."""
+        if sample.shard.path != self._path:
+            self._path = sample.shard.path
+            self._file = safe_open(self._path, framework="pt")
+        z = self._file.get_slice("latents")[sample.row].float()
+        if not z.isfinite().all():
+            raise DataError(f"{self._path}: latents: row {sample.row} holds values that are not finite.")
+        return z
+
+
+@torch.inference_mode()
+def decode_batch(model: nn.Module, z: Tensor, labels: Labels = None) -> Tensor:
+    """Latents [B, C, h, w] -> images, uint8 [B, 3, H, W], truncated as published PNG files are."""
+    return unit_to_uint8(signed_to_unit(model.decode(z, labels).reconstruction))
+
+
+def decode_share(
+    model: nn.Module,
+    samples: Sequence[Sample],
+    numbers: Sequence[int],
+    outputs: Sequence[Output],
+    *,
+    batch_size: int,
+    device: torch.device,
+    labels: Callable[[Sequence[Sample]], Labels],
+    workers: int = 4,
+    show_progress: bool = False,
+) -> None:
+    """Decode one rank's images; reading, computing and writing overlap.
+
+    Args:
+        samples: all samples.
+        numbers: which of them, ascending.
+        labels: what the decoder takes besides the latents of a batch.
+    """
+    reader = LatentReader()
+    with (
+        tqdm(total=len(numbers), unit="image", disable=not show_progress) as progress,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        pending: deque[Future] = deque()
+        for batch in in_batches(numbers, batch_size):
+            filled = [samples[number] for number in fill_up(batch, batch_size)]
+            z = torch.stack(fill_up([reader.read(sample) for sample in filled[: len(batch)]], batch_size))
+            images = decode_batch(model, z.to(device), labels(filled)).cpu()
+            for number, image in zip(batch, images):
+                tasks = [output.add(number, image) for output in outputs]
+                pending.extend(pool.submit(task) for task in tasks if task is not None)
+            while len(pending) > 4 * batch_size:
+                pending.popleft().result()
+            progress.update(len(batch))
+        for future in pending:
+            future.result()
+
+
+def decode_folder(
+    model: nn.Module,
+    plan: DecodePlan,
+    targets: DecodeTargets,
+    *,
+    batch_size: int,
+    device: torch.device,
+    class_texts: Mapping[int, str] | None = None,
+    workers: int = 4,
+    images_per_part: int = IMAGES_PER_PART,
+    description: dict[str, Any] | None = None,
+) -> DecodeSummary:
+    """Decode a folder of shards on all ranks.
+
+    The output folder gets `manifest.json` and, if the shards have labels, `labels.json`. A run that was interrupted
+    goes on where it was, with the same files in the end.
+
+    Args:
+        class_texts: class index -> text, for the labels file and for decoders that read class texts.
+        images_per_part: how finely the .npz file can be resumed, and the unit that ranks share.
+        description: what else the manifest should say of the run.
+    Raises: DataError before any work if shards are damaged or do not fit the model, or if the output folder holds files
+        of another model or of other latents.
+    """
+    started = time.monotonic()
+    with ExitStack() as held:
+        work = distributed.on_rank_0(lambda: _prepare(model, plan, targets, class_texts, images_per_part, held))
+        numbers = [n for n in work.to_do if n // images_per_part % distributed.world_size() == distributed.rank()]
+        error = None
+        try:
+            decode_share(
+                model,
+                work.samples,
+                numbers,
+                work.outputs,
+                batch_size=batch_size,
+                device=device,
+                labels=_conditioner(model, device, class_texts),
+                workers=workers,
+                show_progress=distributed.rank() == 0,
+            )
+        except UserError as met:
+            error = met
+        distributed.raise_together(error)
+        images, decoded = len(work.samples), len(work.to_do)
+        summary = DecodeSummary(images, decoded, images - decoded, work.problems, time.monotonic() - started)
+        facts = {"batch_size_per_rank": batch_size, "ranks": distributed.world_size(), "device": device.type}
+        distributed.on_rank_0(lambda: _finish(targets, work, summary, {**(description or {}), **facts}))
+    return summary
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is to be done, as rank 0 found it."""
+
+    samples: list[Sample]
+    to_do: list[int]
+    outputs: list[Output]
+    identity: dict[str, Any]
+    problems: tuple[str, ...]
+
+
+def _prepare(
+    model: nn.Module,
+    plan: DecodePlan,
+    targets: DecodeTargets,
+    class_texts: Mapping[int, str] | None,
+    images_per_part: int,
+    held: ExitStack,
+) -> _Work:
+    opened = open_samples(plan.input_dir, plan.skip_bad_shards)
+    _check_channels(model, opened.shards)
+    samples = number_samples(opened.shards, plan.numbering_ranks, plan.max_images_per_rank)
+    if not samples:
+        raise DataError(f"{plan.input_dir}: its {len(opened.shards)} shards hold no samples.")
+    _check_labels(model, samples, class_texts)
+    identity = {
+        "weights_sha256": weights_fingerprint(model.state_dict()),
+        "samples_sha256": samples_fingerprint(opened.shards),
+        "numbering_ranks": plan.numbering_ranks,
+    }
+    names = [sample.name for sample in samples]
+    refuse_foreign(targets.output_dir, set(names) if targets.pngs else set())
+    held.enter_context(locked(targets.output_dir))
+    _remove_left_overs(targets, names)
+    outputs = _outputs(targets, names, images_per_part)
+    done = [{n for n in range(len(names)) if output.is_done(n)} for output in outputs]
+    if any(done):
+        refuse_other_origin(targets.output_dir, identity, "pass --no-skip-existing")
+    to_do = sorted(set(range(len(names))) - set.intersection(*done))
+    work = _Work(samples, to_do, outputs, identity, opened.problems)
+    earlier_npz = _read_manifest(targets.output_dir).get("npz") if any(done) else None
+    _write_manifest(targets, work, {"status": "running", "npz": earlier_npz})
+    if records := label_records(samples, class_texts):
+        write_json_atomically(targets.output_dir / LABELS_NAME, records)
+    return work
+
+
+def _outputs(targets: DecodeTargets, names: Sequence[str], images_per_part: int) -> list[Output]:
+    outputs: list[Output] = [PngFolder(targets.output_dir, names)] if targets.pngs else []
+    if targets.npz is not None:
+        is_finished = targets.npz.is_file() and _read_manifest(targets.output_dir).get("npz") == _npz_record(
+            targets.npz
+        )
+        parts = targets.output_dir / PARTS_NAME
+        outputs.append(NpzParts(targets.npz, parts, len(names), images_per_part, is_finished))
+    return outputs
+
+
+def _remove_left_overs(targets: DecodeTargets, names: Sequence[str]) -> None:
+    """Remove what a killed run left half written, and what is to be written again.
+
+    So an interrupted run never leaves images of two models side by side.
+    """
+    places = [targets.output_dir.glob(".*.partial")]
+    if targets.npz is not None:
+        places.append(targets.npz.parent.glob(f".{targets.npz.name}.*.partial"))
+    if not targets.skip_existing:
+        places.append(targets.output_dir / name for name in [*names, MANIFEST_NAME])
+        shutil.rmtree(targets.output_dir / PARTS_NAME, ignore_errors=True)
+    for place in places:
+        for path in place:
+            path.unlink(missing_ok=True)
+
+
+def _npz_record(path: Path) -> dict[str, Any]:
+    """By which a later run knows an .npz file again."""
+    return {"path": str(path.resolve()), "bytes": path.stat().st_size}
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_manifest(targets: DecodeTargets, work: _Work, facts: dict[str, Any]) -> None:
+    fixed = {"png_rounding": "truncate", "images": len(work.samples), "left_out": work.problems}
+    content = {**work.identity, **fixed, **facts, "versions": tool_versions()}
+    write_json_atomically(targets.output_dir / MANIFEST_NAME, content)
+
+
+def _finish(targets: DecodeTargets, work: _Work, summary: DecodeSummary, facts: dict[str, Any]) -> None:
+    for output in work.outputs:
+        output.finish()
+    record = {} if targets.npz is None else {"npz": _npz_record(targets.npz)}
+    counts = {"decoded": summary.decoded, "kept": summary.kept, "seconds": round(summary.seconds, 3)}
+    _write_manifest(targets, work, {"status": "complete", **record, "counts": counts, **facts})
+
+
+def _check_channels(model: nn.Module, shards: Sequence[SampleShard]) -> None:
+    side = model.config.img_resolution
+    expected = model.latent_shape(side, side)[0]
+    for shard in shards:
+        if shard.latent_shape and shard.latent_shape[0] != expected:
+            raise DataError(
+                f"{shard.path}: latents: found {shard.latent_shape[0]} channels ({list(shard.latent_shape)} per "
+                f"sample), expected {expected}, those of this tokenizer; give the one that the diffusion model was "
+                "trained on."
+            )
+
+
+# --- labels of conditional decoders ----------------------------------------------------------------------------------
+
+
+def _check_labels(model: nn.Module, samples: Sequence[Sample], class_texts: Mapping[int, str] | None) -> None:
+    """Refuse before any work what a conditional decoder cannot be given."""
+    decoder = model.config.decoder
+    if not decoder.conditional:
+        return
+    if decoder.label_type == "text":
+        raise UserError("--vae-pth: this decoder is conditional on free texts, which shards of latents do not have.")
+    if decoder.label_type == "cls2text" and class_texts is None:
+        raise UserError("--class-index-json: missing; this decoder is conditional on the texts of classes.")
+    known = range(decoder.label_dim) if decoder.label_type == "cls2id" else class_texts
+    for sample in samples:
+        if sample.label not in known:
+            raise DataError(
+                f"{sample.shard.path}: labels: row {sample.row}: found {sample.label}, expected one of the "
+                f"{len(known)} classes that this conditional decoder knows."
+            )
+
+
+def _conditioner(
+    model: nn.Module, device: torch.device, class_texts: Mapping[int, str] | None
+) -> Callable[[Sequence[Sample]], Labels]:
+    """What a decoder takes besides the latents of some samples."""
+    decoder = model.config.decoder
+    if not decoder.conditional:
+        return lambda samples: None
+    if decoder.label_type == "cls2id":
+        classes = decoder.label_dim
+        return lambda samples: F.one_hot(torch.tensor([s.label for s in samples]), classes).to(device, torch.float32)
+    return lambda samples: [class_texts[s.label] for s in samples]
