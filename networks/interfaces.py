@@ -113,3 +113,8 @@ class Verdict:
 
     projected: Tensor | None = None
     patches: list[list[Tensor]] | None = None
+
+    def logits(self) -> list[Tensor]:
+        """All logits: of the projected discriminator, then of each scale of the PatchGAN."""
+        projected = [] if self.projected is None else [self.projected]
+        return projected + [layers[-1] for layers in self.patches or []]

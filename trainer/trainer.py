@@ -234,7 +234,7 @@ class Trainer:
             # A phase that is refused ends the step: the phases after it would train on the same bad batch.
             phases = [phase for phase in self.system.phases if self.system.takes_part(phase, self.nimg)]
             values: dict[str, float] = {}
-            accepted = all(self._train_phase(phase, micro_batches, values) for phase in phases)
+            accepted = all(self.train_phase(phase, micro_batches, values) for phase in phases)
             self.guard.count(self.step, accepted)
             if accepted:
                 self._update_averages()
@@ -275,7 +275,7 @@ class Trainer:
             skips.gather().check()
         return micro_batches, bool(stop)
 
-    def _train_phase(self, phase: Phase, micro_batches: list[Batch], values: dict[str, float]) -> bool:
+    def train_phase(self, phase: Phase, micro_batches: list[Batch], values: dict[str, float]) -> bool:
         """Forward and backward on every micro-batch, then one optimiser step if all ranks agree. Returns whether.
 
         What an accepted phase reports joins `values`. A refused one leaves everything as it was, also the buffers that

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from common.precision import full_precision
 from networks.config import DiscriminatorConfig
 from networks.discriminators.backbone import TappedViT
 from networks.discriminators.patchgan import PatchGAN
@@ -14,6 +15,9 @@ from networks.interfaces import Verdict
 
 class Discriminators(nn.Module):
     """The projected discriminator and the PatchGAN, as far as the configuration has them.
+
+    Both compute in fp32, as published, whatever the precision of the tokenizer, and also under autocast: their spectral
+    and batch norms divide by estimates, which rounding would disturb.
 
     Args:
         config: which ones, and their options.
@@ -66,7 +70,8 @@ class Discriminators(nn.Module):
         Raises: ShapeError if the images are not square, or too many for equal groups.
         """
         images = images.float()
-        return Verdict(
-            projected=None if self.projected is None else self.projected(images, label, generator, update_norms),
-            patches=None if self.patchgan is None else self.patchgan(images),
-        )
+        with full_precision(images.device):
+            return Verdict(
+                projected=None if self.projected is None else self.projected(images, label, generator, update_norms),
+                patches=None if self.patchgan is None else self.patchgan(images),
+            )

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import ShapeError
-from common.precision import full_precision
 from networks.config import LOCAL_BATCH, local_groups
 
 LEAKY_SLOPE = 0.2
@@ -42,12 +41,11 @@ class SpectralConv1d(nn.Module):
         Args:
             update_norms: advance the power iteration by one step first.
         """
-        with full_precision(x.device):
-            if update_norms:
-                self._iterate()
-            # Copies: another forward pass may advance the buffers before this one's backward pass reads them.
-            u, v = self.weight_u.clone(), self.weight_v.clone()
-            weight = self.weight_orig / torch.dot(u, self.weight_orig.flatten(1) @ v)
+        if update_norms:
+            self._iterate()
+        # Copies: another forward pass may advance the buffers before this one's backward pass reads them.
+        u, v = self.weight_u.clone(), self.weight_v.clone()
+        weight = self.weight_orig / torch.dot(u, self.weight_orig.flatten(1) @ v)
         if self.reach:
             x = F.pad(x, (self.reach, self.reach), mode="circular")
         return F.conv1d(x, weight, self.bias)

@@ -31,20 +31,25 @@ log = logging.getLogger(__name__)
 DISCRIMINATOR_FILE = "discriminators_raw.safetensors"  # of a run's checkpoint; own names, without the backbone
 DINO_FILE = "dino_deitsmall16_pretrain.pth"
 _BACKBONE, _PATCHGAN = "projected.backbone.", "patchgan."
+_FILTER_GAIN = 2.0
 
 
 # --- building --------------------------------------------------------------------------------------------------
 
 
-def build_discriminators(config: DiscriminatorConfig, interpolation: str, label_dim: int = 0) -> Discriminators:
+def build_discriminators(
+    config: DiscriminatorConfig, interpolation: str, label_dim: int = 0, backbone: TappedViT | None = None
+) -> Discriminators:
     """The discriminators of a configuration: the frozen backbone with its weights, the rest as initialised.
 
     Args:
         interpolation, label_dim: see `Discriminators`.
+        backbone: the frozen backbone; None: the one that the configuration names.
 
     Raises: UserError if the backbone's weights are missing; CheckpointError if they are others.
     """
-    backbone = load_backbone(config) if config.use_stylegan_t_discriminator else None
+    if config.use_stylegan_t_discriminator and backbone is None:
+        backbone = load_backbone(config)
     return Discriminators(config, interpolation, backbone, label_dim)
 
 
@@ -73,13 +78,21 @@ def load_backbone(config: DiscriminatorConfig) -> TappedViT:
 
 
 def _randomize(vit: nn.Module) -> None:
-    """Weights of unit gain, the same in every run: with timm's small ones all depths would repeat the embedding."""
+    """Weights of unit gain, the same in every run: with timm's small ones all depths would repeat the embedding.
+
+    The patch filters have mean 0 and are as much larger as makes them answer to photographs with about unit variance.
+    Most of what sets a patch of a photograph apart from another is its mean colour; filters that let it through would
+    hardly tell a picture from a blurred one.
+    """
     generator = torch.Generator().manual_seed(0)
     for name, value in vit.named_parameters():
         if value.ndim > 1:
             nn.init.normal_(value, std=value[0].numel() ** -0.5, generator=generator)
         elif name.endswith("bias"):
             nn.init.zeros_(value)
+    with torch.no_grad():
+        filters = vit.patch_embed.proj.weight  # [C, 3, side, side]
+        filters.sub_(filters.mean(dim=(2, 3), keepdim=True)).mul_(_FILTER_GAIN)
 
 
 def find_dino(dino_path: str | None) -> Path:

@@ -67,7 +67,7 @@ def test_an_optimiser_step_of_a_phase_moves_its_network_only(make_config) -> Non
     micro_batches, _ = trainer._fetch(trainer.data.micro_batches(0))
     for phase, moved in zip(trainer.system.phases, ("discriminators", "tokenizer"), strict=True):
         before = {name: p.detach().clone() for name, p in all_parameters(trainer)}
-        assert trainer._train_phase(phase, micro_batches, {})
+        assert trainer.train_phase(phase, micro_batches, {})
         changed = {name.split(".")[0] for name, p in all_parameters(trainer) if not torch.equal(before[name], p)}
         assert changed == {moved}
 

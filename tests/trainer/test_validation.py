@@ -56,7 +56,7 @@ def run_with(monkeypatch):
             return ValidationResult({"psnr": values[trainer.nimg], "images": 6}, torch.empty(0), torch.empty(0))
 
         monkeypatch.setattr(Validation, "run", pretend)
-        monkeypatch.setattr(trainer, "_train_phase", lambda phase, micro_batches, found: True)
+        monkeypatch.setattr(trainer, "train_phase", lambda phase, micro_batches, found: True)
         return run_until(trainer, until)
 
     return run

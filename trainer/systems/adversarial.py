@@ -16,6 +16,7 @@ from losses.objective import Objective, details, total
 from losses.schedule import blur_sigma
 from losses.warmup import DiscriminatorWarmup
 from networks.config import DiscriminatorConfig
+from networks.discriminators.backbone import TappedViT
 from networks.discriminators.blur import blur_images
 from networks.discriminators.discriminators import Discriminators
 from networks.discriminators.loading import build_discriminators
@@ -31,6 +32,8 @@ PHASE = "discriminator"
 class Adversary:
     """Discriminators with their optimiser's phase, their warm-up and the draws of their augmentation.
 
+    They compute in fp32 whatever `training.precision` says (see `Discriminators`).
+
     Args:
         config: which discriminators.
         objective: the run's terms.
@@ -40,6 +43,7 @@ class Adversary:
         label_dim: width of the labels that they are conditioned on; 0 for none.
         seed: of their initial weights.
         device: where they live.
+        backbone: their frozen network; None: the one that the configuration names.
 
     Raises: UserError if the weights of their frozen backbone are missing.
     """
@@ -54,11 +58,12 @@ class Adversary:
         label_dim: int,
         seed: int,
         device: torch.device,
+        backbone: TappedViT | None = None,
     ):
         self.config, self.objective, self.warmup = config, objective, warmup
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_seed(seed, "initial weights of the discriminators"))
-            self.discriminators = build_discriminators(config, interpolation, label_dim).to(device)
+            self.discriminators = build_discriminators(config, interpolation, label_dim, backbone).to(device)
         projected = self.discriminators.projected
         self.backbone_sha256 = None if projected is None else weights_fingerprint(projected.backbone.state_dict())
         self.judge = distribute(_Judge(self.discriminators))
@@ -102,7 +107,7 @@ class Adversary:
             self._generator("augmentation of targets, discriminator phase", at),
         )
         values = self.objective.discriminator_terms(inputs, moment)
-        loss = total(values, touching=[*_outputs(inputs.fake), *_outputs(inputs.real)])
+        loss = total(values, touching=[*inputs.fake.logits(), *inputs.real.logits()])
         (loss * at.share).backward()
         report = {f"{PHASE}/{name}": value.loss for name, value in values.items()}
         report |= {f"{PHASE}/{name}": value for name, value in details(values).items()}
@@ -113,7 +118,7 @@ class Adversary:
         """What the discriminators say of a reconstruction; gradients reach the image, not their weights."""
         self._start_norms(at)
         generator = self._generator("augmentation of reconstructions, generator phase", at)
-        with _without_weight_gradients(self.discriminators):
+        with without_weight_gradients(self.discriminators):
             return self.discriminators(blur_images(image, self._sigma(at)), label, generator, update_norms=True)
 
     @torch.no_grad()
@@ -183,16 +188,9 @@ class _Judge(nn.Module):
         return DiscriminatorInputs(*judged)
 
 
-def _outputs(verdict: Verdict) -> Iterator[Tensor]:
-    """Everything behind which trained weights stand."""
-    if verdict.projected is not None:
-        yield verdict.projected
-    for scale in verdict.patches or []:
-        yield scale[-1]
-
-
 @contextmanager
-def _without_weight_gradients(module: nn.Module) -> Iterator[None]:
+def without_weight_gradients(module: nn.Module) -> Iterator[None]:
+    """Let gradients flow through a module to its input, and not to its weights."""
     trained = [p for p in module.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

@@ -26,6 +26,7 @@ from losses.warmup import DiscriminatorWarmup
 from networks.checkpoint import has_noise_maps, load_weights, read_weights, require_same_encoder
 from networks.checkpoint.folder import encoder_facts, model_config_values, write_encoder_files
 from networks.conditioning import Labels, TextCache, text_width
+from networks.discriminators.backbone import TappedViT
 from networks.discriminators.loading import load_discriminator_weights, read_discriminator_weights
 from networks.encoders.loading import load_encoder
 from networks.equivariance import IDENTITY, EquivarianceTransform, draw_transform
@@ -83,11 +84,18 @@ class VFMVAESystem:
         config: the run's configuration.
         device: where the networks live.
         encoder: the frozen encoder; None: the one that the configuration names.
+        backbone: the discriminators' frozen network; None: the one that the configuration names.
 
     Raises: UserError if the encoder or the weights of a loss cannot be loaded.
     """
 
-    def __init__(self, config: VFMVAEExperiment, device: torch.device, encoder: nn.Module | None = None):
+    def __init__(
+        self,
+        config: VFMVAEExperiment,
+        device: torch.device,
+        encoder: nn.Module | None = None,
+        backbone: TappedViT | None = None,
+    ):
         self.config = config
         self.device = device
         self.interpolation = config.encoder.interpolation()
@@ -134,6 +142,7 @@ class VFMVAESystem:
                 label_dim=_label_dim(config, encoder),
                 seed=config.run.random_seed,
                 device=device,
+                backbone=backbone,
             )
             self.networks["discriminators"] = self.adversary.discriminators.trainable_parts()
             self.phases.insert(0, self.adversary.phase)
