@@ -1,4 +1,4 @@
-"""What the parts of a tokenizer cost on this machine: encoder, adapter, decoder, and one training step.
+"""What the parts of a tokenizer cost on this machine: encoder, adapter, decoder, discriminators, one training step.
 
     configuration -> what can be measured here -> parts, timed in turns with fp32 matrix products -> report
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint_folder import library_versions
-from common.errors import UserError
+from common.errors import CheckpointError, UserError
 from common.random import torch_generator
 from common.registry import import_object
 from data.pipeline import Batch
@@ -36,12 +36,22 @@ from evaluation.cost import (
     seconds_of,
 )
 from losses import LOSSES
-from losses.interfaces import Loss
+from losses.config import PatchGANTermConfig, StyleGANTTermConfig
+from networks.config import DiscriminatorConfig
+from networks.discriminators.backbone import TappedViT, empty_backbone
+from networks.discriminators.loading import load_backbone
 from networks.encoders.loading import empty_encoder, load_encoder
 from networks.interfaces import Features
 from networks.vfm_vae import VFMVAETokenizer
-from trainer.dry_run import made_up_conditioning, made_up_features, saved_bytes
+from trainer.dry_run import (
+    discriminator_cost,
+    made_up_conditioning,
+    made_up_features,
+    peak_activations,
+    saved_bytes,
+)
 from trainer.launch import set_up_numerics
+from trainer.systems import adversarial
 from trainer.systems.vfm_vae import VFMVAESystem
 from trainer.trainer import Trainer
 
@@ -50,8 +60,9 @@ if TYPE_CHECKING:
 
 GEMM_RUNS = 5
 GEMM_SIDE = 4096
+ABSENT = {"discriminator": "none", "step": "left out"}  # what a table says of a part that is not there
 SLOWEST_GEMM = 3.0  # seconds; the matrices are halved until one product is expected to take less
-PARTS = ("encoder", "adapter", "encode", "decode", "step")
+PARTS = ("encoder", "adapter", "encode", "decode", "discriminator", "step")
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ class Measurements:
 
     Attributes:
         gemm: the yardstick.
-        parts: by name; None where the part's size is unknown.
+        parts: by name; None where the part's size is unknown, or there is no such part.
         left_out: what the training step lacks, by name, with the reason.
         encoder_weights: `pretrained`, `random`, or `unknown` where features were made up.
         setting: resolution, batch size and what else the numbers depend on.
@@ -124,14 +135,15 @@ def measurable(config: VFMVAEExperiment, batch_size: int | None) -> Measurable:
     losses = {}
     for name, term in config.enabled_losses().items():
         try:
-            losses[name] = _computable(name, term)
+            import_object(LOSSES[name].target)(term)
+            losses[name] = _without_warmup(term)
         except UserError as error:
             left_out[f"losses.{name}"] = str(error)
     training = config.training
     if config.decoder.reads_texts:
         left_out["text model"] = "class texts are embedded once in a run; the embeddings are made up"
-    if config.discriminator.enabled:
-        left_out["discriminator"] = "the step that is timed is the tokenizer's phase alone"
+    if any(term != config.enabled_losses()[name] for name, term in losses.items()):
+        left_out["warm-up"] = "every step runs as after it, with all discriminators"
     if config.equivariance.use_equivariance_regularization:
         left_out["equivariance"] = "every step runs at full size; a step with a smaller scale costs less"
     if training.precision == "fp16":
@@ -148,17 +160,15 @@ def measurable(config: VFMVAEExperiment, batch_size: int | None) -> Measurable:
         "training": training,
         "losses": type(config.losses)(**losses),
         "equivariance": type(config.equivariance)(use_equivariance_regularization=False),
-        "discriminator": type(config.discriminator)(),
         "validation": None,
     }
     return Measurable(config.model_copy(update=sections), left_out)
 
 
-def _computable(name: str, term: Any) -> Any:
-    """The configuration of a term that can be built. Raises UserError that says why it cannot."""
-    loss = import_object(LOSSES[name].target)(term)
-    if not isinstance(loss, Loss) or loss.group == "adversarial":
-        raise UserError("the discriminators are not part of the step that is timed")
+def _without_warmup(term: Any) -> Any:
+    """The configuration of a term that counts from the first step on."""
+    if isinstance(term, (StyleGANTTermConfig, PatchGANTermConfig)):
+        return term.model_copy(update={"use_disc_warmup": False})
     return term
 
 
@@ -185,6 +195,23 @@ def _encoder(config: VFMVAEExperiment, device: torch.device) -> tuple[nn.Module,
     if encoder is not None:
         return encoder, "random"
     return FixedFeatures(made_up_features(config, config.training.batch_size, device)), "unknown"
+
+
+def _backbone(config: DiscriminatorConfig) -> tuple[TappedViT | None, bool]:
+    """The discriminators' frozen network, if they have any, and whether its weights are random in place of its own.
+
+    Raises: CheckpointError if the file that it names is damaged, or another network's.
+    """
+    if not config.use_stylegan_t_discriminator:
+        return None, False
+    try:
+        return load_backbone(config), False
+    except CheckpointError:
+        raise
+    except UserError:  # its file is not here
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return empty_backbone(config.backbone), True
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -215,7 +242,11 @@ def measure(
         left_out["encoder"] = "its files are out of reach and its size is unknown; its features are made up"
     elif encoder_weights == "random":
         left_out["encoder weights"] = "out of reach; random ones cost the same"
-    calls = _calls(config, VFMVAESystem(config, device, encoder), device, with_encoder=encoder_weights != "unknown")
+    backbone, is_random = _backbone(config.discriminator)
+    if is_random:
+        left_out["discriminator weights"] = "out of reach; random ones cost the same"
+    system = VFMVAESystem(config, device, encoder, backbone)
+    calls = _calls(config, system, device, with_encoder=encoder_weights != "unknown")
     if "step" not in calls:
         left_out["step"] = "none of its losses can be computed here"
 
@@ -232,6 +263,7 @@ def measure(
             "channels_last": config.training.channels_last,
             "train_mode": config.training.train_mode,
             "losses": list(config.enabled_losses()),
+            "phases": [phase.name for phase in system.phases if system.takes_part(phase, 0)] if "step" in calls else [],
             "repeats": repeats,
         },
     )
@@ -292,8 +324,11 @@ def _calls(
     calls["decode"] = inference(lambda: model.decode(z, conditioning))
     if config.enabled_losses():
         trainer = Trainer(config, system, _NoData(), device)
-        batches = itertools.repeat(_made_up_batch(count, side))
-        calls["step"] = lambda: trainer.train_step(batches)
+        batch = _made_up_batch(count, side)
+        for phase in system.phases:
+            if phase.name == adversarial.PHASE and system.takes_part(phase, trainer.nimg):
+                calls["discriminator"] = lambda phase=phase: trainer.train_phase(phase, [batch], {})
+        calls["step"] = lambda: trainer.train_step(itertools.repeat(batch))
     return calls
 
 
@@ -337,6 +372,8 @@ def _check_memory(config: VFMVAEExperiment, device: torch.device) -> None:
         model = VFMVAETokenizer(config.tokenizer(), encoder)
     count = config.training.batch_size
     needed = saved_bytes(model, config, count) / (2 if config.training.precision == "bf16" else 1)
+    if config.discriminator.enabled:
+        needed = peak_activations(needed, discriminator_cost(model, config, count), config)
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
@@ -380,17 +417,18 @@ def as_table(record: Mapping[str, Any]) -> str:
         f"fp32 matrix product of side {gemm['side']}: {gemm['gflop_per_second']:.0f} GFLOP/s, "
         f"best of {gemm['runs']} in turns with the parts",
         "",
-        f"{'part':<9} {'seconds':>10} {'GFLOP':>10} {'of GEMM':>8} {'cost':>10} {'peak GB':>8}",
+        f"{'part':<13} {'seconds':>10} {'GFLOP':>10} {'of GEMM':>8} {'cost':>10} {'peak GB':>8}",
     ]
     for name, part in record["parts"].items():
         if part is None:
-            lines.append(f"{name:<9} {'unknown' if name != 'step' else 'left out':>10}")
+            lines.append(f"{name:<13} {ABSENT.get(name, 'unknown'):>10}")
             continue
         lines.append(
-            f"{name:<9} {part['seconds']:>10.4f} {part['gflop']:>10.2f} {part['gemm_share']:>8.0%} "
+            f"{name:<13} {part['seconds']:>10.4f} {part['gflop']:>10.2f} {part['gemm_share']:>8.0%} "
             f"{part['cost']:>10.1f} {part['peak_memory_gb']:>8.2f}"
         )
-    lines += ["", f"The step's losses: {', '.join(setting['losses']) or 'none'}.", "Left out:"]
+    phases = " and ".join(setting["phases"]) or "none"
+    lines += ["", f"The step's losses: {', '.join(setting['losses']) or 'none'}; its phases: {phases}.", "Left out:"]
     lines += [f"  {name}: {reason}" for name, reason in record["left_out"].items()]
     return "\n".join(lines)
 

@@ -6,7 +6,9 @@ out of reach; what only these files tell is then `unknown`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +17,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from common.distributed import pick_device
 from evaluation.cost import count_flops, gemm_flops_per_second
 from networks.conditioning import text_width
+from networks.discriminators.loading import empty_discriminators
 from networks.encoders.base import VisionEncoder
 from networks.encoders.loading import empty_encoder
 from networks.encoders.text import MAX_TOKENS
-from networks.interfaces import Conditioning, Features
+from networks.interfaces import Conditioning, Features, Verdict
 from networks.vfm_vae import VFMVAETokenizer
 from trainer.freeze import select_trainable
+from trainer.systems.adversarial import without_weight_gradients
 
 if TYPE_CHECKING:
     from configs.schema import VFMVAEExperiment
@@ -29,25 +33,57 @@ ADAM_BYTES_PER_PARAMETER = 4 * 4  # weight, gradient and two moments in fp32
 EMA_BYTES_PER_PARAMETER = 4
 
 
+@dataclass(frozen=True)
+class DiscriminatorCost:
+    """What discriminators add to a training step on one micro-batch. FLOPs and bytes are those of fp32.
+
+    Attributes:
+        trainable, frozen: their parameters.
+        flops: of what they compute in both phases.
+        kept_own: activations in bytes that autograd keeps in the phase that trains them.
+        kept_generator: the same in the phase that trains the tokenizer, beside its own.
+    """
+
+    trainable: int
+    frozen: int
+    flops: int
+    kept_own: int
+    kept_generator: int
+
+
 def describe(config: VFMVAEExperiment, ranks: int) -> str:
     """Shapes, parameters, and estimates of memory and time per kimg, as a text."""
     with torch.device("meta"):
         encoder = empty_encoder(config.encoder, config.decoder.reads_texts)
         model = VFMVAETokenizer(config.tokenizer(), encoder)
     selection = select_trainable(model, config.training)
-    encoder_count = None if encoder is None else sum(p.numel() for p in encoder.parameters())
+    encoder_count = None if encoder is None else _parameters(encoder)
     micro_batch = config.training.batch_size // (ranks * config.training.accumulate_gradients)
     flops = trainable_flops(model, config, micro_batch)
     encoder_cost = None if encoder is None else encoder_flops(encoder, config, micro_batch)
+    judges = discriminator_cost(model, config, micro_batch) if config.discriminator.enabled else None
     side, latent = config.data.resolution, config.tokenizer().latent_side()
     rest_frozen = selection.frozen - (encoder_count or 0)
     memory = ADAM_BYTES_PER_PARAMETER * selection.trainable + EMA_BYTES_PER_PARAMETER * (
         selection.trainable + rest_frozen
     )
-    memory += saved_bytes(model, config, micro_batch) + 4 * (encoder_count or 0)
-    flops_per_kimg = (3 * flops + (encoder_cost or 0)) / micro_batch * 1000
+    kept = saved_bytes(model, config, micro_batch)
+    memory += kept + 4 * (encoder_count or 0)
+    flops_per_step = 3 * flops + (encoder_cost or 0)
+    memory_of_judges = flops_of_judges = 0
+    if judges is not None:
+        memory_of_judges = ADAM_BYTES_PER_PARAMETER * judges.trainable + 4 * judges.frozen
+        memory_of_judges += peak_activations(kept, judges, config) - kept
+        flops_of_judges = judges.flops
+        if not config.training.share_generator_forward:  # a pass of the tokenizer for them alone
+            flops_of_judges += flops + (encoder_cost or 0)
+    memory += memory_of_judges
+    flops_per_step += flops_of_judges
+    flops_per_kimg = flops_per_step / micro_batch * 1000
     peak = gemm_flops_per_second(pick_device(config.run.device))
     at_least = "" if encoder_cost is not None else " (without the encoder, whose size is unknown)"
+    shared_by_judges = "" if judges is None else f"; {memory_of_judges / 1e9:.2f} GB of it for the discriminators"
+    done_for_judges = "" if judges is None else f"; {flops_of_judges / flops_per_step:.0%} of it for the discriminators"
     c = config
     rows = [
         ("images", f"{side} x {side}, micro-batches of {micro_batch} on {ranks} rank{'s' if ranks > 1 else ''}"),
@@ -59,13 +95,16 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
         ("frozen encoder", "unknown" if encoder_count is None else _count(encoder_count)),
         ("frozen otherwise", _count(rest_frozen)),
         *[(f"  {name}", _count(_parameters(part))) for name, part in model.trainable_parts().items()],
+        *_rows_of_discriminators(judges),
         (
             "memory per rank",
-            f"about {memory / 1e9:.2f} GB in fp32: weights, gradients, Adam, EMA, activations{at_least}",
+            f"about {memory / 1e9:.2f} GB in fp32: weights, gradients, Adam, EMA, activations{at_least}"
+            f"{shared_by_judges}",
         ),
         (
             "FLOPs per kimg",
-            f"{flops_per_kimg / 1e12:.1f} TFLOP: encoder forward, the rest forward and backward{at_least}",
+            f"{flops_per_kimg / 1e12:.1f} TFLOP: encoder forward, the rest forward and backward{at_least}"
+            f"{done_for_judges}",
         ),
         (
             "time per kimg",
@@ -78,6 +117,12 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
+def _rows_of_discriminators(cost: DiscriminatorCost | None) -> list[tuple[str, str]]:
+    if cost is None:
+        return []
+    return [("discriminators", f"{_count(cost.trainable)} trainable, {_count(cost.frozen)} frozen")]
+
+
 def trainable_flops(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) -> int:
     """FLOPs of a forward pass of everything but the encoder on one micro-batch; the model is on the meta device."""
     features = made_up_features(config, batch, torch.device("meta"))
@@ -87,6 +132,13 @@ def trainable_flops(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int
 
 def saved_bytes(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) -> int:
     """Activations in fp32 that autograd keeps of that forward pass for the backward pass."""
+    features = made_up_features(config, batch, torch.device("meta"))
+    conditioning = made_up_conditioning(model, batch, torch.device("meta"))
+    return _kept_bytes(lambda: model.decode(model.fuse(features).z, conditioning))
+
+
+def _kept_bytes(call: Callable[[], Any]) -> int:
+    """What autograd keeps while `call` runs, weights apart."""
     saved: dict[int, int] = {}
     held: list[Tensor] = []  # keeps ids unique while counting
 
@@ -96,10 +148,57 @@ def saved_bytes(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) ->
             held.append(tensor)
         return tensor
 
-    features = made_up_features(config, batch, torch.device("meta"))
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        model.decode(model.fuse(features).z, made_up_conditioning(model, batch, torch.device("meta")))
+        call()
     return sum(saved.values())
+
+
+def discriminator_cost(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) -> DiscriminatorCost:
+    """Parameters, FLOPs and activations of a configuration's discriminators, counted on the meta device.
+
+    Their own phase: reconstructions and targets forward, and again with wrong labels for the matching-aware loss, then
+    backward. The tokenizer's: reconstructions forward, backward to the image, and targets forward for feature matching.
+
+    Raises: ShapeError if the batch cannot be cut into equal groups for their norms.
+    """
+    meta = torch.device("meta")
+    conditioning = made_up_conditioning(model, batch, meta)
+    label = None if conditioning is None else conditioning.label
+    with meta:
+        judges = empty_discriminators(
+            config.discriminator, config.encoder.interpolation(), 0 if label is None else label.shape[1]
+        )
+    losses, side = config.enabled_losses(), config.data.resolution
+    images = torch.empty(batch, 3, side, side, device=meta)
+    trained = [p for p in judges.parameters() if p.requires_grad]
+
+    def train_them() -> None:
+        passes = 4 if "matching_aware" in losses else 2
+        total([judges(images, label) for _ in range(passes)]).backward()
+
+    def ask_them() -> None:
+        with without_weight_gradients(judges):
+            total([judges(images.clone().requires_grad_(), label)]).backward()
+        if "feature_matching" in losses:
+            with torch.no_grad():
+                judges(images, label)
+
+    def total(verdicts: list[Verdict]) -> Tensor:
+        return torch.stack([logits.sum() for verdict in verdicts for logits in verdict.logits()]).sum()
+
+    return DiscriminatorCost(
+        trainable=sum(p.numel() for p in trained),
+        frozen=_parameters(judges) - sum(p.numel() for p in trained),
+        flops=count_flops(train_them) + count_flops(ask_them),
+        kept_own=_kept_bytes(train_them),
+        kept_generator=_kept_bytes(ask_them),
+    )
+
+
+def peak_activations(kept: float, judges: DiscriminatorCost, config: VFMVAEExperiment) -> float:
+    """The most that autograd keeps at once in a step, in bytes; `kept` is the tokenizer's part."""
+    own_phase = judges.kept_own + (kept if config.training.share_generator_forward else 0)
+    return max(own_phase, kept + judges.kept_generator)
 
 
 def made_up_features(config: VFMVAEExperiment, batch: int, device: torch.device) -> Features:

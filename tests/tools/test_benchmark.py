@@ -12,15 +12,32 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import UserError
+from common.errors import CheckpointError, UserError
 from configs.schema import VFMVAEExperiment, load_config
 from evaluation.cost import count_flops
+from networks.discriminators.backbone import empty_backbone
+from networks.vfm_vae import VFMVAETokenizer
 from tests.tiny import tiny_values, write_config
 from trainer.benchmark import as_record, as_table, measure
+from trainer.dry_run import discriminator_cost
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-PARTS = ["encoder", "adapter", "encode", "decode", "step"]
+PARTS = ["encoder", "adapter", "encode", "decode", "discriminator", "step"]
+ADVERSARIAL = {
+    "discriminator": {
+        "use_stylegan_t_discriminator": True,
+        "backbone": "random_tiny",
+        "use_patchgan_discriminator": True,
+        "get_interm_feat": True,
+    },
+    "losses": {
+        "l1_pixel": {"weight": 1.0},
+        "stylegan_t": {"weight": 1.0},
+        "patchgan": {"weight": 1.0, "use_disc_warmup": True},
+        "feature_matching": {"weight": 10.0},
+    },
+}
 
 
 def small_values(encoder: Path, folder: Path) -> dict:
@@ -88,6 +105,7 @@ def test_the_command_prints_one_json_object(values, counts, tmp_path, monkeypatc
     assert torch.__version__.startswith(record["versions"]["torch"])
     assert gflop(record) == pytest.approx({name: 1.5 * count for name, count in counts.items()})  # 3 images, not 2
     speed = record["gemm"]["gflop_per_second"]
+    assert record["setting"]["phases"] == ["generator"] and record["parts"].pop("discriminator") is None
     for part in record["parts"].values():
         assert len(part["runs"]) == 2
         assert part["seconds"] == pytest.approx(sum(part["runs"]) / 2)
@@ -111,20 +129,11 @@ def test_flops_do_not_depend_on_precision_or_layout(values, counts, tmp_path):
 
 def test_what_is_not_built_or_absent_is_left_out_by_name(values, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    values["losses"] |= {"perceptual": {"weight": 10.0}, "stylegan_t": {"weight": 1.0}}
-    values["discriminator"] = {"use_stylegan_t_discriminator": True}
+    values["losses"] |= {"perceptual": {"weight": 10.0}}
     values["training"]["precision"] = "fp16"
     record = run(values, tmp_path)
-    assert set(record["left_out"]) == {
-        "data",
-        "losses.perceptual",
-        "losses.stylegan_t",
-        "discriminator",
-        "equivariance",
-        "fp16",
-    }
+    assert set(record["left_out"]) == {"data", "losses.perceptual", "equivariance", "fp16"}
     assert "vgg16-397923af.pth" in record["left_out"]["losses.perceptual"]
-    assert record["left_out"]["losses.stylegan_t"] == "the discriminators are not part of the step that is timed"
     assert record["setting"]["losses"] == ["l1_pixel", "l2_pixel", "multiscale_pixel", "kl", "vf"]
     assert record["setting"]["precision"] == "fp32"
     table = as_table(record)
@@ -152,9 +161,38 @@ def test_an_encoder_out_of_reach_is_unknown_and_the_rest_is_measured(values, cou
     assert "unknown" in as_table(record)
 
 
-def test_a_step_without_computable_losses_is_left_out(values, tmp_path):
+def test_the_phase_of_the_discriminators_is_timed_and_is_part_of_the_step(values, counts, tmp_path):
+    record = run(values | ADVERSARIAL, tmp_path, batch_size=1)
+    assert record["setting"]["phases"] == ["discriminator", "generator"]
+    assert record["left_out"]["warm-up"] == "every step runs as after it, with all discriminators"
+    found = gflop(record)
+    plain = gflop(run(values | {"losses": {"l1_pixel": {"weight": 1.0}}}, tmp_path, batch_size=1))
+    config = load(values | ADVERSARIAL, tmp_path)
+    estimate = discriminator_cost(VFMVAETokenizer(config.tokenizer(), None), config, 1).flops / 1e9
+    for_them = plain["encode"] + plain["decode"] + estimate  # a pass of the tokenizer, and what they compute
+    assert plain["encode"] + plain["decode"] < found["discriminator"] < for_them
+    # The CPU's attention computes its weights again in the backward pass, which the estimate does not know.
+    assert found["step"] == pytest.approx(plain["step"] + for_them, rel=1e-3)
+    table = as_table(record)
+    assert "its phases: discriminator and generator." in table
+
+
+def test_a_backbone_whose_file_is_not_here_is_random_and_a_wrong_file_an_error(values, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("trainer.benchmark.empty_backbone", lambda name: empty_backbone("random_tiny"))  # a fast one
     values["losses"] = {"stylegan_t": {"weight": 1.0}}
     values["discriminator"] = {"use_stylegan_t_discriminator": True}
+    record = run(values, tmp_path)
+    assert record["left_out"]["discriminator weights"] == "out of reach; random ones cost the same"
+    assert gflop(record)["discriminator"] > 0
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "dino.pth")
+    with pytest.raises(CheckpointError, match=r"dino\.pth: not the weights of DINO"):
+        run(values, tmp_path, f"discriminator.dino_path={tmp_path / 'dino.pth'}")
+
+
+def test_a_step_without_computable_losses_is_left_out(values, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    values["losses"] = {"perceptual": {"weight": 1.0}}
     record = run(values, tmp_path)
     assert record["parts"]["step"] is None
     assert record["left_out"]["step"] == "none of its losses can be computed here"

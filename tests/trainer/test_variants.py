@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,37 @@ def test_a_dry_run_counts_what_training_trains(config_of, changes: dict[str, Any
     trained = build_trainer(config).system.selection.trainable
     rows = dict(line.split("  ", 1) for line in describe(config, ranks=1).splitlines())
     assert rows["trainable parameters"].split()[0] == f"{trained:,}"
+
+
+def test_a_dry_run_counts_the_discriminators_and_their_part(config_of, monkeypatch) -> None:
+    monkeypatch.setattr("trainer.dry_run.gemm_flops_per_second", lambda device: 1e12)
+    plain = config_of(CLASSES)
+    config = config_of(
+        {
+            **CLASSES,
+            "discriminator": {
+                "use_stylegan_t_discriminator": True,
+                "backbone": "random_tiny",
+                "use_patchgan_discriminator": True,
+                "get_interm_feat": True,
+            },
+            "losses.stylegan_t": {"weight": 1.0},
+            "losses.patchgan": {"weight": 1.0},
+            "losses.feature_matching": {"weight": 1.0},
+        }
+    )
+    discriminators = build_trainer(config).system.adversary.discriminators
+    trainable, frozen = (sum(p.numel() for p in discriminators.parameters() if p.requires_grad == r) for r in (1, 0))
+    without, rows = (dict(line.split("  ", 1) for line in describe(c, ranks=1).splitlines()) for c in (plain, config))
+    assert "discriminators" not in without and "discriminators" not in without["memory per rank"]
+    assert re.fullmatch(rf" *{trainable:,} \(.* M\) trainable, {frozen:,} \(.* M\) frozen", rows["discriminators"])
+    memory, of_them = (float(x) for x in re.findall(r"([\d.]+) GB", rows["memory per rank"]))
+    (memory_without,) = (float(x) for x in re.findall(r"([\d.]+) GB", without["memory per rank"]))
+    assert memory - memory_without == pytest.approx(of_them, abs=0.011)
+    assert of_them > (16 * trainable + 4 * frozen) / 1e9
+    work, work_without = (float(re.search(r"([\d.]+) TFLOP", r["FLOPs per kimg"])[1]) for r in (rows, without))
+    share = float(re.search(r"; ([\d]+)% of it for the discriminators", rows["FLOPs per kimg"])[1])
+    assert 1 - work_without / work == pytest.approx(share / 100, abs=0.06)
 
 
 def test_a_dry_run_says_that_the_width_of_absent_texts_is_unknown(config_of) -> None:
