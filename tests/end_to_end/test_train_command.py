@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from common.lock import locked
+from tests.faults.warm import Run
 from tests.tiny import tiny_values, write_config
 from tests.trainer.conftest import merged
 
@@ -102,38 +103,34 @@ def test_killed_and_stopped_runs_go_on_from_their_newest_checkpoint(tiny_config_
     config = tiny_config_file(changes=changes)
     checkpoints = tmp_path / "run" / "checkpoints"
 
-    def start_and_wait(count: int) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "train.py", "--config", str(config)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-        )
+    def start_and_wait(count: int) -> Run:
+        run = Run(config)
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and (not checkpoints.exists() or written(checkpoints) < count):
-            assert process.poll() is None, process.stderr.read()
+        while written() < count:
+            assert run.processes[0].is_alive() and time.monotonic() < deadline, run.text()
             time.sleep(0.02)
-        return process
+        return run
 
-    def written(folder: Path) -> int:
-        names = sorted(path.name for path in folder.glob("checkpoint-*"))
+    def written() -> int:
+        names = sorted(path.name for path in checkpoints.glob("checkpoint-*"))
         return int(names[-1].split("-")[1]) // 4 if names else 0
 
-    process = start_and_wait(2)
-    process.kill()
-    process.communicate()
-    at_kill = written(checkpoints)
+    run = start_and_wait(2)
+    run.kill()
+    at_kill = written()
 
-    process = start_and_wait(at_kill + 2)
-    process.send_signal(signal.SIGTERM)
-    _, messages = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "Resumed from" in messages
-    assert "Stopped by a signal" in messages
-    at_stop = written(checkpoints)
+    run = start_and_wait(at_kill + 2)
+    run.signal(signal.SIGTERM)
+    assert run.wait() == [143]
+    assert "Resumed from" in run.text()
+    assert "Stopped by a signal" in run.text()
+    at_stop = written()
     assert at_stop >= at_kill + 2
 
-    final = train("--config", config, "--set", f"training.total_kimg={(at_stop + 2) * 4 / 1000}")
-    assert final.returncode == 0, final.stderr
-    assert f"{at_stop * 4:,} images, step {at_stop}" in final.stderr
-    assert written(checkpoints) == at_stop + 2
+    final = Run(config, overrides=[f"training.total_kimg={(at_stop + 2) * 4 / 1000}"])
+    assert final.wait() == [0], final.text()
+    assert f"{at_stop * 4:,} images, step {at_stop}" in final.text()
+    assert written() == at_stop + 2
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tiny_config_file, tmp_path) -> None:

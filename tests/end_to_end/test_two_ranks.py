@@ -3,53 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
-
-from tests.tiny import DISCRETE, tiny_values, write_config
-from tests.trainer.conftest import merged
-
-SCRIPT = """
-import json, sys
 import torch
-torch.set_num_threads(1)
+from safetensors.torch import load_file, save_file
+
+from common.distributed import world_size
 from configs.schema import load_config
-from common.distributed import initialise, finalise, rank, world_size
 from data.pipeline import TrainingData
+from tests.faults.ranks import run_ranks
+from tests.tiny import DISCRETE, fill_weights, tiny_values, write_config
+from tests.trainer.conftest import merged
 from trainer.systems.vfm_vae import VFMVAESystem
 from trainer.trainer import Trainer
-from tests.tiny import fill_weights
-from safetensors.torch import save_file
-
-config = load_config(sys.argv[1]).config
-device = torch.device("cpu")
-initialise(device)
-accumulate = config.training.accumulate_gradients
-micro = config.training.batch_size // (world_size() * accumulate)
-data = TrainingData(config.data, 3, config.training.batch_size, micro, rank(), world_size(), accumulate)
-trainer = Trainer(config, VFMVAESystem(config, device), data, device)
-fill_weights(trainer.system.tokenizer)
-(phase,) = trainer.system.phases
-gradients = {}
-optimizer = trainer.optimizers["generator"]
-step = optimizer.step
-def recorded():
-    if not gradients:
-        gradients.update({n: p.grad.clone() for n, p in phase.parameters.items()})
-    step()
-optimizer.step = recorded
-trainer.run()
-if rank() == 0:
-    save_file(gradients, sys.argv[2])
-finalise()
-"""
-
 
 # Shared as 3 and 2 images by two ranks.
 VALIDATION = {
@@ -62,27 +30,27 @@ VALIDATION = {
 }
 
 
-def launch(config: Path, output: Path, ranks: int) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    processes = []
-    for rank in range(ranks):
-        here = dict(environment)
-        if ranks > 1:
-            here |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-        command = [sys.executable, "-c", SCRIPT, str(config), str(output)]
-        processes.append(subprocess.Popen(command, env=here, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors[-3000:]
+def train(config_file: Path, gradients_file: Path, rank: int) -> None:
+    """What every rank runs: from weights that hide no gradient; rank 0 keeps the gradients of the first step."""
+    config, device = load_config(config_file).config, torch.device("cpu")
+    accumulate = config.training.accumulate_gradients
+    micro_batch = config.training.batch_size // (world_size() * accumulate)
+    data = TrainingData(config.data, 3, config.training.batch_size, micro_batch, rank, world_size(), accumulate)
+    trainer = Trainer(config, VFMVAESystem(config, device), data, device)
+    fill_weights(trainer.system.tokenizer)
+    (phase,) = trainer.system.phases
+    optimizer, gradients = trainer.optimizers["generator"], {}
+    step = optimizer.step
+
+    def recorded() -> None:
+        if not gradients:
+            gradients.update({name: p.grad.clone() for name, p in phase.parameters.items()})
+        step()
+
+    optimizer.step = recorded
+    trainer.run()
+    if rank == 0:
+        save_file(gradients, gradients_file)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +74,12 @@ def test_two_ranks_equal_one_rank_with_accumulation_two(changes, tiny_encoder, t
         }
         values = merged(tiny_values(tiny_encoder, tiny_data, tmp_path / name), settings)
         config = write_config(values, tmp_path / f"{name}.yaml")
-        launch(config, tmp_path / f"{name}.safetensors", ranks)
+        gradients_file = tmp_path / f"{name}.safetensors"
+        work = partial(train, config, gradients_file)
+        if ranks == 1:
+            work(0)
+        else:
+            run_ranks(ranks, work, tmp_path, timeout_s=120)
         logs.append([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()])
         gradients.append(load_file(tmp_path / f"{name}.safetensors"))
 

@@ -145,7 +145,13 @@ def test_a_discriminator_in_its_warm_up_is_neither_trained_nor_heard(make_config
 
 def test_a_patchgan_that_comes_in_by_its_warm_up_freezes_the_first_half(make_config, caplog) -> None:
     caplog.set_level(logging.INFO)
-    changes = {**BOTH, "losses.patchgan": {"weight": 0.5, "use_disc_warmup": True}, "training.total_kimg": 0.04}
+    changes = {
+        **BOTH,
+        "losses.patchgan": {"weight": 0.5, "use_disc_warmup": True},
+        "training.batch_size": 2,
+        "training.total_kimg": 0.02,
+        "checkpoint.network_snapshot_ticks": 100,
+    }
     config = make_config(changes=changes)
     trainer = build_trainer(config)
     awaited = trainer.system.warmup._awaited["patchgan"]
