@@ -18,10 +18,13 @@ from common.errors import UserError
 Value = TypeVar("Value")
 
 
-def initialise(device: torch.device) -> None:
+def initialise(device: torch.device, timeout: datetime.timedelta = datetime.timedelta(minutes=10)) -> None:
     """Join the process group that `torchrun` describes in the environment; without it, stay alone.
 
     NCCL for CUDA devices, gloo (on loopback unless the user chose an interface) for the CPU.
+
+    Args:
+        timeout: how long a process waits for the others before it gives up.
     """
     if "RANK" not in os.environ or dist.is_initialized():
         return
@@ -30,7 +33,6 @@ def initialise(device: torch.device) -> None:
     if on_loopback and os.environ.get("MASTER_ADDR", "127.0.0.1") in ("127.0.0.1", "localhost"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     bound = device if backend == "nccl" else None
-    timeout = datetime.timedelta(minutes=10)
     dist.init_process_group(backend, timeout=timeout, device_id=bound, **_store_of_this_start(timeout))
 
 

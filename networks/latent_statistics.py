@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,19 @@ class LatentStatistics:
     def merge(self, other: LatentStatistics) -> None:
         """Take in what another process has seen."""
         self._merge(other.count, other._mean, other._squares)
+
+    def to_values(self) -> dict[str, Any]:
+        """What has been seen, as numbers that JSON keeps exactly."""
+        return {"count": self.count, "mean": self._mean.tolist(), "squared_deviation": self._squares.tolist()}
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> LatentStatistics:
+        """The statistics that `to_values` described."""
+        statistics = cls(len(values["mean"]))
+        statistics.count = values["count"]
+        statistics._mean = torch.tensor(values["mean"], dtype=torch.float64)
+        statistics._squares = torch.tensor(values["squared_deviation"], dtype=torch.float64)
+        return statistics
 
     def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
         total = self.count + count

@@ -32,7 +32,8 @@ class FakeTokenizer(nn.Module):
     def encode(self, images, noise):
         mean = nn.functional.avg_pool2d(images, 4) * 2 - 1
         logvar = torch.full_like(mean, -3.0)
-        return SimpleNamespace(z=DiagonalGaussian(torch.cat([mean, logvar], dim=1)).sample(noise=noise))
+        posterior = DiagonalGaussian(torch.cat([mean, logvar], dim=1))
+        return SimpleNamespace(z=posterior.sample(noise=noise), posterior=posterior)
 
     def decode(self, z, c=None):
         return SimpleNamespace(reconstruction=nn.functional.interpolate(z, scale_factor=4) * self.gain)

@@ -11,6 +11,7 @@ from tests.golden.check_data import check_training_data
 from tests.golden.check_discriminators import check_diffaug, check_head, check_patchgan, check_projected
 from tests.golden.check_encoders import check_encoder
 from tests.golden.check_generation import check_generation_metrics
+from tests.golden.check_latents import check_latent_dataset, check_latent_stats
 from tests.golden.check_losses import check_pixel_losses, check_warmup
 from tests.golden.check_networks import check_tiny, check_unit
 from tests.golden.check_tools import check_psnr_ssim
@@ -43,16 +44,19 @@ CHECKS = {
     "training_total_loss": check_total_loss,
     "training_warmup": check_warmup,
     "tools_generation_metrics": check_generation_metrics,
+    "tools_latent_stats": check_latent_stats,
     "tools_psnr_ssim": check_psnr_ssim,
+    "diffusion_latent_dataset": check_latent_dataset,
 }
 
 TO_COME = {
     "tools_cknna": "alignment analysis",
     "tools_se_cknna": "alignment analysis",
     "tools_io": "decode tools",
-    "tools_latent_stats": "latent prefetch",
     "tools_transforms": "alignment analysis",
-    "diffusion": "diffusion",
+    "diffusion_lightningdit": "diffusion",
+    "diffusion_reg": "diffusion",
+    "diffusion_transport": "diffusion",
     "vfmtok": "VFMTok",
 }
 

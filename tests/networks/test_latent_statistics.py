@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 import torch
@@ -44,6 +45,14 @@ def test_the_split_into_batches_and_processes_does_not_matter(cuts: list[int]) -
     assert merged.count == whole.count
     assert torch.allclose(merged.mean, whole.mean, rtol=1e-12)
     assert torch.allclose(merged.std, whole.std, rtol=1e-9)
+
+
+def test_statistics_survive_json_to_the_last_bit() -> None:
+    statistics = LatentStatistics(3)
+    statistics.update(made_up(7))
+    restored = LatentStatistics.from_values(json.loads(json.dumps(statistics.to_values())))
+    assert restored.count == statistics.count
+    assert torch.equal(restored.mean, statistics.mean) and torch.equal(restored.std, statistics.std)
 
 
 @pytest.mark.parametrize("z", [torch.zeros(4, 3, 2, 2), torch.full((4, 3, 2, 2), torch.nan), None])

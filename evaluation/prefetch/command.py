@@ -1,0 +1,102 @@
+"""The command line that all prefetch tools share. Importing it costs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from evaluation.prefetch.format import PrefetchFormat
+
+# Ranks wait for one another at the end, and their shares may differ by more than the usual ten minutes of work.
+_PATIENCE = datetime.timedelta(days=1)
+
+
+def prefetch_parser(description: str | None, images_per_shard: int) -> argparse.ArgumentParser:
+    """A parser with the shared arguments.
+
+    Args:
+        images_per_shard: the default.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data-path", required=True, help="folder of *.tar shards with classes, or one shard")
+    parser.add_argument("--output-dir", required=True, help="empty, or what an interrupted run has left")
+    parser.add_argument("--vae-pth", required=True, help="checkpoint folder, run folder or reference .pth")
+    parser.add_argument("--use-config", help="YAML of the model; may be left out if the checkpoint carries it")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="which weights (default: ema)")
+    parser.add_argument("--resolution", type=int, help="side of the ADM centre crops (default: the model's)")
+    parser.add_argument("--batch-size-per-gpu", type=int, default=64, help="images per batch (default: 64)")
+    parser.add_argument("--max-images-per-gpu", type=int, help="only the first so many images of each rank's share")
+    parser.add_argument(
+        "--images-per-shard",
+        type=int,
+        default=images_per_shard,
+        help=f"images after which a part is finished, rounded up to whole batches (default: {images_per_shard})",
+    )
+    parser.add_argument(
+        "--stats",
+        choices=("all", "sample10k"),
+        default="all",
+        help="statistics of all latents, or of 10,000 unmirrored ones as in the reference (default: all)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="key of all draws (default: 0)")
+    parser.add_argument("--expected-count", type=int, help="fail unless so many images are stored in the end")
+    parser.add_argument(
+        "--max-skip-fraction", type=float, default=0.01, help="share of images that may be unusable (default: 0.01)"
+    )
+    parser.add_argument("--num-workers", type=int, default=4, help="threads that read and decode (default: 4)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
+    return parser
+
+
+def parse_prefetch_arguments(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; ends with code 2 for numbers that make no sense."""
+    parsed = parser.parse_args(arguments)
+    counts = ("resolution", "batch_size_per_gpu", "max_images_per_gpu", "images_per_shard", "num_workers")
+    for name in (*counts, "expected_count"):
+        value = getattr(parsed, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')}: found {value}, expected at least 1")
+    if not 0 <= parsed.max_skip_fraction <= 1:
+        parser.error(f"--max-skip-fraction: found {parsed.max_skip_fraction:g}, expected a number from 0 to 1")
+    return parsed
+
+
+def run_prefetch(
+    arguments: argparse.Namespace, kind: PrefetchFormat, load_model: Callable[[torch.device], nn.Module]
+) -> None:
+    """Load the tokenizer, prefetch on all ranks, and say what was done."""
+    from common import distributed
+    from data.skips import count_by_kind_and_shard
+    from evaluation.prefetch.run import PrefetchOptions, prefetch
+
+    device = distributed.pick_device(arguments.device)
+    distributed.initialise(device, timeout=_PATIENCE)
+    try:
+        model = load_model(device)
+        resolution = arguments.resolution or model.config.img_resolution
+        model.require_image_size(resolution, resolution)
+        options = PrefetchOptions(
+            resolution=resolution,
+            batch_size=arguments.batch_size_per_gpu,
+            rows_per_file=arguments.images_per_shard,
+            max_images_per_rank=arguments.max_images_per_gpu,
+            max_skip_fraction=arguments.max_skip_fraction,
+            expected_count=arguments.expected_count,
+            workers=arguments.num_workers,
+        )
+        summary = prefetch(model, arguments.data_path, arguments.output_dir, kind, options, device)
+        if distributed.rank() == 0:
+            there = f", of which {summary.kept} were there already" if summary.kept else ""
+            print(f"{arguments.output_dir}: {summary.written} of {summary.found} images{there}")
+            for reason, shards in count_by_kind_and_shard(summary.skips).items():
+                for shard, count in shards.items():
+                    print(f"left out: {shard}: {reason} ({count})", file=sys.stderr)
+    finally:
+        distributed.finalise()
