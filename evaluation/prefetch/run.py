@@ -42,6 +42,7 @@ from data.skips import BadSample, Skip, count_by_kind_and_shard
 from data.sources import SampleSource, build_source
 from evaluation.batches import fill_up, in_batches, read_ahead
 from evaluation.images import CROPS, to_tensor
+from evaluation.output_folder import tool_versions
 from evaluation.prefetch.format import Batch, Encoded, PrefetchFormat
 from evaluation.prefetch.parts import Part, divide
 from networks.fingerprint import weights_fingerprint
@@ -359,7 +360,7 @@ def _finish(job: _Job, start: _Start) -> PrefetchSummary:
     counts = {"found": found, "written": written, "skipped": count_by_kind_and_shard(skips)}
     with _telling_of_full_disks(job.output_dir):
         facts = job.kind.finish(job.output_dir, records)
-        job.write_index("complete", start.plan, {"counts": counts, **facts})
+        job.write_index("complete", start.plan, {"counts": counts, **facts, "versions": tool_versions()})
     missing = {part.name for part in start.missing}
     kept = sum(record["rows"] for record in records if record["part"] not in missing)
     return PrefetchSummary(found, written, kept, tuple(skips))
