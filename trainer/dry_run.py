@@ -23,7 +23,7 @@ from networks.encoders.loading import empty_encoder
 from networks.encoders.text import MAX_TOKENS
 from networks.interfaces import Conditioning, Features, Verdict
 from networks.vfm_vae import VFMVAETokenizer
-from trainer.freeze import select_trainable
+from trainer.freeze import Selection, select_trainable
 from trainer.systems.adversarial import without_weight_gradients
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 ADAM_BYTES_PER_PARAMETER = 4 * 4  # weight, gradient and two moments in fp32
 EMA_BYTES_PER_PARAMETER = 4
+FROZEN_BYTES_PER_PARAMETER = 4
 
 
 @dataclass(frozen=True)
@@ -51,39 +52,34 @@ class DiscriminatorCost:
     kept_generator: int
 
 
+@dataclass(frozen=True)
+class StepCost:
+    """A training step on one micro-batch in fp32: all in all, and the discriminators' part of it."""
+
+    memory: float
+    flops: int
+    discriminator_memory: float
+    discriminator_flops: int
+
+
 def describe(config: VFMVAEExperiment, ranks: int) -> str:
     """Shapes, parameters, and estimates of memory and time per kimg, as a text."""
     with torch.device("meta"):
         encoder = empty_encoder(config.encoder, config.decoder.reads_texts)
         model = VFMVAETokenizer(config.tokenizer(), encoder)
     selection = select_trainable(model, config.training)
-    encoder_count = None if encoder is None else _parameters(encoder)
+    encoder_count = 0 if encoder is None else _parameters(encoder)
     micro_batch = config.training.batch_size // (ranks * config.training.accumulate_gradients)
-    flops = trainable_flops(model, config, micro_batch)
-    encoder_cost = None if encoder is None else encoder_flops(encoder, config, micro_batch)
     judges = discriminator_cost(model, config, micro_batch) if config.discriminator.enabled else None
-    side, latent = config.data.resolution, config.tokenizer().latent_side()
-    rest_frozen = selection.frozen - (encoder_count or 0)
-    memory = ADAM_BYTES_PER_PARAMETER * selection.trainable + EMA_BYTES_PER_PARAMETER * (
-        selection.trainable + rest_frozen
-    )
-    kept = saved_bytes(model, config, micro_batch)
-    memory += kept + 4 * (encoder_count or 0)
-    flops_per_step = 3 * flops + (encoder_cost or 0)
-    memory_of_judges = flops_of_judges = 0
-    if judges is not None:
-        memory_of_judges = ADAM_BYTES_PER_PARAMETER * judges.trainable + 4 * judges.frozen
-        memory_of_judges += peak_activations(kept, judges, config) - kept
-        flops_of_judges = judges.flops
-        if not config.training.share_generator_forward:  # a pass of the tokenizer for them alone
-            flops_of_judges += flops + (encoder_cost or 0)
-    memory += memory_of_judges
-    flops_per_step += flops_of_judges
-    flops_per_kimg = flops_per_step / micro_batch * 1000
+    cost = _step_cost(model, selection, judges, config, micro_batch)
+    flops_per_kimg = cost.flops / micro_batch * 1000
     peak = gemm_flops_per_second(pick_device(config.run.device))
-    at_least = "" if encoder_cost is not None else " (without the encoder, whose size is unknown)"
-    shared_by_judges = "" if judges is None else f"; {memory_of_judges / 1e9:.2f} GB of it for the discriminators"
-    done_for_judges = "" if judges is None else f"; {flops_of_judges / flops_per_step:.0%} of it for the discriminators"
+    at_least = " (without the encoder, whose size is unknown)" if encoder is None else ""
+    memory_of_judges = flops_of_judges = ""
+    if judges is not None:
+        memory_of_judges = f"; {cost.discriminator_memory / 1e9:.2f} GB of it for the discriminators"
+        flops_of_judges = f"; {cost.discriminator_flops / cost.flops:.0%} of it for the discriminators"
+    side, latent = config.data.resolution, config.tokenizer().latent_side()
     c = config
     rows = [
         ("images", f"{side} x {side}, micro-batches of {micro_batch} on {ranks} rank{'s' if ranks > 1 else ''}"),
@@ -92,19 +88,19 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
         ("decoder blocks", _blocks(config)),
         ("train mode", c.training.train_mode),
         ("trainable parameters", _count(selection.trainable)),
-        ("frozen encoder", "unknown" if encoder_count is None else _count(encoder_count)),
-        ("frozen otherwise", _count(rest_frozen)),
+        ("frozen encoder", "unknown" if encoder is None else _count(encoder_count)),
+        ("frozen otherwise", _count(selection.frozen - encoder_count)),
         *[(f"  {name}", _count(_parameters(part))) for name, part in model.trainable_parts().items()],
         *_rows_of_discriminators(judges),
         (
             "memory per rank",
-            f"about {memory / 1e9:.2f} GB in fp32: weights, gradients, Adam, EMA, activations{at_least}"
-            f"{shared_by_judges}",
+            f"about {cost.memory / 1e9:.2f} GB in fp32: weights, gradients, Adam, EMA, activations{at_least}"
+            f"{memory_of_judges}",
         ),
         (
             "FLOPs per kimg",
             f"{flops_per_kimg / 1e12:.1f} TFLOP: encoder forward, the rest forward and backward{at_least}"
-            f"{done_for_judges}",
+            f"{flops_of_judges}",
         ),
         (
             "time per kimg",
@@ -115,6 +111,31 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _step_cost(
+    model: VFMVAETokenizer,
+    selection: Selection,
+    judges: DiscriminatorCost | None,
+    config: VFMVAEExperiment,
+    batch: int,
+) -> StepCost:
+    """What a step costs; without the encoder's part where its size is unknown."""
+    encoder_count = 0 if model.encoder is None else _parameters(model.encoder)
+    encoder_forward = 0 if model.encoder is None else encoder_flops(model.encoder, config, batch)
+    forward, kept = trainable_flops(model, config, batch), saved_bytes(model, config, batch)
+    averaged = selection.trainable + selection.frozen - encoder_count
+    memory = ADAM_BYTES_PER_PARAMETER * selection.trainable + EMA_BYTES_PER_PARAMETER * averaged
+    memory += FROZEN_BYTES_PER_PARAMETER * encoder_count + kept
+    flops = encoder_forward + 3 * forward
+    if judges is None:
+        return StepCost(memory, flops, 0, 0)
+    judges_memory = ADAM_BYTES_PER_PARAMETER * judges.trainable + FROZEN_BYTES_PER_PARAMETER * judges.frozen
+    judges_memory += peak_activations(kept, judges, config) - kept
+    judges_flops = judges.flops
+    if not config.training.share_generator_forward:  # a pass of the tokenizer for them alone
+        judges_flops += encoder_forward + forward
+    return StepCost(memory + judges_memory, flops + judges_flops, judges_memory, judges_flops)
 
 
 def _rows_of_discriminators(cost: DiscriminatorCost | None) -> list[tuple[str, str]]:
