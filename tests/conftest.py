@@ -53,3 +53,11 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory):
     from tests.tiny import write_data
 
     return write_data(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_encoder, tmp_path_factory: pytest.TempPathFactory):
+    """Checkpoint folder of a tiny tokenizer for images of 64 pixels."""
+    from tests.tiny import write_tokenizer
+
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tiny", tiny_encoder)

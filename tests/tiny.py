@@ -222,3 +222,18 @@ def fill_weights(model: torch.nn.Module) -> None:
         if name.rsplit(".", 1)[-1] not in FIXED_BUFFERS
     }
     model.load_state_dict(state, strict=False)
+
+
+def write_tokenizer(folder: Path, encoder: Path) -> Path:
+    """A checkpoint of the tiny configuration, for images of 64 pixels, filled by the golden rule."""
+    from common.config import Source
+    from configs.schema import check
+    from networks.checkpoint.folder import ModelFolder, write_model_folder
+    from networks.vfm_vae import VFMVAETokenizer
+
+    config = check(Source("tiny.yaml", tiny_values(encoder, folder, folder))).config.tokenizer()
+    model = VFMVAETokenizer(config, encoder=None)
+    fill_weights(model)
+    facts = {"vfm_name": str(encoder), "sha256": None}
+    write_model_folder(folder, ModelFolder(config, model.state_dict(), None, 0, facts))
+    return folder
