@@ -40,6 +40,7 @@ DOCUMENTS = (
     "docs/adversarial.md",
     "docs/architecture.md",
     "docs/encoders.md",
+    "docs/evaluation.md",
     "docs/performance.md",
     "docs/scaling.md",
 )
