@@ -41,6 +41,7 @@ DOCUMENTS = (
     "docs/architecture.md",
     "docs/encoders.md",
     "docs/evaluation.md",
+    "docs/latents.md",
     "docs/performance.md",
     "docs/scaling.md",
 )

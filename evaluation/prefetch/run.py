@@ -161,12 +161,12 @@ class _Job:
 
 def _open_source(path: Path) -> SampleSource:
     if not path.exists():
-        raise DataError(f"--data-path: {path} does not exist; expected a folder of *.tar shards, or one shard.")
+        raise DataError(f"{path}: does not exist; expected a folder of *.tar shards, or one shard.")
     try:
         return build_source(DataConfig(path=str(path), label_type="cls2id"), seed=0)
     except DataError as error:
         raise DataError(
-            f"--data-path: {error} Expected shards with an image and its class index (<key>.cls) in each sample."
+            f"{error} Expected shards with an image and its class index (<key>.cls) in each sample."
         ) from error
 
 
@@ -291,6 +291,7 @@ def _write_part(job: _Job, part: Part, progress: tqdm) -> None:
         for batch, encoded in _encoded_batches(job, part, skips, progress):
             writer.add(batch, encoded)
             for z in encoded.latents:
+                _require_finite(z, batch)
                 statistics = statistics or LatentStatistics(z.shape[1])
                 statistics.update(z)
         record = {
@@ -300,6 +301,16 @@ def _write_part(job: _Job, part: Part, progress: tqdm) -> None:
             "statistics": None if statistics is None else statistics.to_values(),
         }
         write_json_atomically(job.record_path(part), record, indent=None)
+
+
+def _require_finite(z: Tensor, batch: Batch) -> None:
+    finite = z.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        key = batch.keys[int(finite.logical_not().nonzero()[0])]
+        raise DataError(
+            f"--vae-pth: the latent of the image {key} holds values that are not finite; the weights are damaged, or "
+            "--dtype is too narrow for them."
+        )
 
 
 @torch.inference_mode()
@@ -368,7 +379,7 @@ def _finish(job: _Job, start: _Start) -> PrefetchSummary:
 
 def _check_counts(found: int, written: int, skips: Sequence[Skip], options: PrefetchOptions) -> None:
     if written == 0:
-        raise DataError(f"--data-path: none of {found} images can be used.{_tell(skips)}")
+        raise DataError(f"none of {found} images can be used.{_tell(skips)}")
     if len(skips) > options.max_skip_fraction * found:
         raise DataError(
             f"{len(skips)} of {found} samples had to be left out, expected at most --max-skip-fraction "

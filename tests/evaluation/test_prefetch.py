@@ -350,8 +350,21 @@ def test_images_without_labels_are_an_error_that_says_what_is_missing(tokenizer,
     assert [str(skip) for skip in summary.skips] == ["00.tar: a_1: no label"] and summary.written == 1
 
 
+def test_a_latent_that_is_not_finite_stops_the_run_and_names_its_image(tokenizer, data, tmp_path):
+    encode = tokenizer.encode
+
+    def overflow(images, noise):
+        latent = encode(images, noise)
+        latent.z[1, 0, 0, 0] = torch.inf
+        return latent
+
+    tokenizer.encode = overflow
+    with pytest.raises(DataError, match="the latent of the image 0_001 holds values that are not finite"):
+        run(tokenizer, data, tmp_path / "out")
+
+
 def test_missing_and_empty_inputs_are_named(tokenizer, tmp_path):
-    with pytest.raises(DataError, match=r"--data-path: .*nothing does not exist"):
+    with pytest.raises(DataError, match=r"nothing: does not exist; expected a folder of \*\.tar shards"):
         run(tokenizer, tmp_path / "nothing", tmp_path / "out")
     (tmp_path / "data").mkdir()
     with pytest.raises(DataError, match=r"Expected \*\.tar shards"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from common.command import run_command
-from evaluation.prefetch.command import parse_prefetch_arguments, prefetch_parser, run_prefetch
+from evaluation.prefetch.command import parse_checked, prefetch_parser, run_prefetch
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -17,7 +17,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="sample or mean of the posterior; a discrete latent is the same in both (default: sample)",
     )
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of what is stored")
-    return parse_prefetch_arguments(parser, arguments)
+    return parse_checked(parser, arguments)
 
 
 def main() -> None:

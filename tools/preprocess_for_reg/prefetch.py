@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from common.command import run_command
-from evaluation.prefetch.command import parse_prefetch_arguments, prefetch_parser, run_prefetch
+from evaluation.prefetch.command import parse_checked, prefetch_parser, run_prefetch
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -19,7 +19,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-images", action="store_true", help="leave out the images, which REG needs")
     parser.add_argument("--images-folder-name", help="sub-folder of the PNG files (default: images)")
     parser.add_argument("--vae-folder-name", help="sub-folder of the .npy files (default: vae_latents)")
-    parsed = parse_prefetch_arguments(parser, arguments)
+    parsed = parse_checked(parser, arguments)
     if parsed.format == "safetensors" and (parsed.images_folder_name or parsed.vae_folder_name):
         parser.error("--images-folder-name and --vae-folder-name: safetensors files have no sub-folders")
     if parsed.images_folder_name is not None and parsed.images_folder_name == parsed.vae_folder_name:
