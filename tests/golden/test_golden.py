@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.golden.cases import HERE, Case, collect
+from tests.golden.check_alignment import check_cknna, check_se_cknna, check_transforms
 from tests.golden.check_data import check_training_data
 from tests.golden.check_discriminators import check_diffaug, check_head, check_patchgan, check_projected
 from tests.golden.check_encoders import check_encoder
@@ -43,17 +44,17 @@ CHECKS = {
     "training_stylegan_t_disc": check_projected,
     "training_total_loss": check_total_loss,
     "training_warmup": check_warmup,
+    "tools_cknna": check_cknna,
     "tools_generation_metrics": check_generation_metrics,
     "tools_latent_stats": check_latent_stats,
     "tools_psnr_ssim": check_psnr_ssim,
+    "tools_se_cknna": check_se_cknna,
+    "tools_transforms": check_transforms,
     "diffusion_latent_dataset": check_latent_dataset,
 }
 
 TO_COME = {
-    "tools_cknna": "alignment analysis",
-    "tools_se_cknna": "alignment analysis",
     "tools_io": "decode tools",
-    "tools_transforms": "alignment analysis",
     "diffusion_lightningdit": "diffusion",
     "diffusion_reg": "diffusion",
     "diffusion_transport": "diffusion",
