@@ -311,12 +311,23 @@ def section_class(annotation: Any) -> type[StrictModel] | None:
 
 
 def _fields_at(model: type[StrictModel], key: Sequence[str]) -> tuple[list[str], Any]:
-    """Names that are valid beside the last part of `key`, and the annotation of that part if it is one of them."""
+    """Names that are valid beside the last part of `key`, and the annotation of that part if it is one of them.
+
+    In a mapping of sections, such as `dict[str, Section]`, any name is valid.
+    """
     current: type[StrictModel] | None = model
+    holder: Any = None  # the annotation of a mapping whose name comes next
     for part in key[:-1]:
+        if holder is not None:
+            holder = None
+            continue
         if current is None or part not in current.model_fields:
             return [], None
-        current = section_class(current.model_fields[part].annotation)
+        annotation = current.model_fields[part].annotation
+        current = section_class(annotation)
+        holder = annotation if current is not None and current not in _direct(annotation) else None
+    if holder is not None:
+        return [key[-1]], holder
     if current is None:
         return [], None
     info = current.model_fields.get(key[-1]) if key else None

@@ -15,3 +15,10 @@ def imagenet_class_texts() -> dict[str, str]:
 
     info = ImageNetInfo()
     return {str(index): _DISTINGUISHED.get(index, info.index_to_description(index)) for index in range(1000)}
+
+
+def imagenet_synsets() -> list[str]:
+    """WordNet ids of the ImageNet-1k classes in the order of their indices: `n01440764` is class 0."""
+    from timm.data import ImageNetInfo
+
+    return ImageNetInfo().label_names()

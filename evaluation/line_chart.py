@@ -15,7 +15,7 @@ LOG_FROM_RATIO = 30  # positive values that span more than this are drawn on a l
 Points = Sequence[tuple[float, float]]
 
 # One colour per curve, on a light page and on a dark one. Every second curve is dashed, so that curves show that lie on
-# one another, and are told apart without colours.
+# one another, and are told apart without colours. Their rules name two classes, to win over those of a page around a chart.
 COLOURS = (
     ("#0f6e84", "#5fc0d6"),
     ("#b8480a", "#f0a16a"),
@@ -25,15 +25,17 @@ COLOURS = (
     ("#6b6100", "#d0c150"),
 )
 _LIGHT, _DARK = (
-    " ".join(f".c{k} {{ stroke: {colour}; }}" for k, colour in enumerate(colours))
+    " ".join(f".curve.c{k} {{ stroke: {colour}; }}" for k, colour in enumerate(colours))
     for colours in zip(*COLOURS, strict=True)
 )
+LIGHT_STYLE = ".page { fill: #fbfbfa; } text { fill: #59636e; } .title { fill: #1f2328; } .rule { stroke: #d5dae0; }"
+DARK_STYLE = ".page { fill: #161b22; } text { fill: #9da7b1; } .title { fill: #e6edf3; } .rule { stroke: #343b44; }"
 _STYLE = f"""
-.page {{ fill: #fbfbfa; }} text {{ fill: #59636e; }} .title {{ fill: #1f2328; }} .rule {{ stroke: #d5dae0; }}
+{LIGHT_STYLE}
 .curve {{ stroke-width: 1.8; fill: none; stroke-linejoin: round; }} .c1, .c3, .c5 {{ stroke-dasharray: 6 3; }}
 {_LIGHT}
 @media (prefers-color-scheme: dark) {{
-.page {{ fill: #161b22; }} text {{ fill: #9da7b1; }} .title {{ fill: #e6edf3; }} .rule {{ stroke: #343b44; }}
+{DARK_STYLE}
 {_DARK}
 }}
 """

@@ -22,11 +22,18 @@ def posterior_noise(model: nn.Module, keys: Sequence[str], height: int, width: i
 
 
 def encode_images(model: nn.Module, images: Tensor, keys: Sequence[str], latent: LatentChoice, seed: int) -> Latent:
-    """Encode 8-bit images; the same image gives the same latent whatever its batch, rank or run.
+    """`encode_unit_images` of 8-bit images [B, 3, H, W]."""
+    return encode_unit_images(model, uint8_to_unit(images), keys, latent, seed)
+
+
+def encode_unit_images(
+    model: nn.Module, images: Tensor, keys: Sequence[str], latent: LatentChoice, seed: int
+) -> Latent:
+    """Encode images; the same image gives the same latent whatever its batch, rank or run.
 
     Args:
         model: a tokenizer in eval mode.
-        images: uint8 [B, 3, H, W], on the model's device.
+        images: [B, 3, H, W] in [0, 1], on the model's device.
         keys: one per image.
         latent: "sample" draws z from the posterior, "mode" takes its mean. A discrete latent is the same in both.
         seed: with the key it decides the posterior noise.
@@ -34,4 +41,4 @@ def encode_images(model: nn.Module, images: Tensor, keys: Sequence[str], latent:
     noise = torch.zeros(())
     if latent == "sample":
         noise = posterior_noise(model, keys, *images.shape[-2:], seed)
-    return model.encode(uint8_to_unit(images), noise=noise)
+    return model.encode(images, noise=noise)

@@ -27,6 +27,11 @@ def local_groups(batch: int) -> int | None:
     return groups if batch % groups == 0 else None
 
 
+def whole_patches(patch: int, scale_factor: float) -> int:
+    """Sides of images must be multiples of this many pixels to be whole patches after a resize by `scale_factor`."""
+    return (Fraction(patch) / Fraction(scale_factor).limit_denominator(1000)).numerator
+
+
 class EncoderConfig(StrictModel):
     """The frozen vision foundation model."""
 
@@ -188,8 +193,8 @@ class TokenizerConfig(StrictModel):
         encoder needs, whole patches after its resizing.
         """
         branches = self.decoder.latent_multiple(self.img_resolution, self.latent_side())
-        patch = Fraction(self.encoder.pixel_multiple()) / Fraction(self.encoder.scale_factor).limit_denominator(1000)
-        return math.lcm(self.latent.resolution_compression_factor * branches, patch.numerator)
+        patches = whole_patches(self.encoder.pixel_multiple(), self.encoder.scale_factor)
+        return math.lcm(self.latent.resolution_compression_factor * branches, patches)
 
 
 class ModelConfig(TokenizerConfig):

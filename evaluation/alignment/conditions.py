@@ -66,8 +66,8 @@ def parse_condition(name: str) -> Condition:
         if in_range[mode]:
             return Condition(name, mode, value)
     raise UserError(
-        f"condition {name!r} is not known; expected clean, equivariance, noise_LEVEL (noise_0.050), scale_FACTOR up to 1 "
-        "(scale_0.50) or rotation_DEGREES (rotation_90)."
+        f"condition {name!r} is not known; expected clean, equivariance, noise_LEVEL (noise_0.050), scale_FACTOR up to "
+        "1 (scale_0.50) or rotation_DEGREES (rotation_90)."
     )
 
 

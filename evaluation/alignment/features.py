@@ -1,6 +1,6 @@
 """Feature files: one vector per image with its name, in the published `.pt` form or as `.safetensors`.
 
-`.pt`           {"features": float32 [N, D], "names": [stem, ...], "transformations": [dict, ...], ...}, plain values only
+`.pt`           {"features": float32 [N, D], "names": [stem, ...], "transformations": [dict, ...], ...}, no objects
 `.safetensors`  tensors `features` and `names` (uint8 [N, longest]); everything else as JSON in the metadata
 """
 

@@ -76,9 +76,7 @@ class MaskedKernel:
         rows, columns = self.places // self.size, self.places % self.size
         there, transposed = other.at(columns * self.size + rows)
         paired = (self.values[there].double() * transposed.double()).sum()
-        return PairSums(
-            self.size, paired, _sum_by(self, rows), _sum_by(self, columns), *other.row_and_column_sums()
-        )
+        return PairSums(self.size, paired, _sum_by(self, rows), _sum_by(self, columns), *other.row_and_column_sums())
 
     def row_and_column_sums(self) -> tuple[Tensor, Tensor]:
         """[n] each, float64."""

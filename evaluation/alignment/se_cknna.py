@@ -10,13 +10,17 @@ and docs/alignment.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+import torch
+from torch import Tensor
 
 from common.errors import DataError, UserError
 from evaluation.alignment.conditions import CLEAN, PUBLISHED
 from evaluation.alignment.features import FeatureSet
+from evaluation.alignment.scores import ScoreMatrix, Scoring, score_matrix
 
 Reference = Literal["same", "clean"]
 
@@ -42,8 +46,8 @@ class Aggregation:
     def __post_init__(self) -> None:
         if not self.averaged or self.conditions.count(CLEAN):
             raise UserError(
-                f"conditions: found {list(self.conditions)}, expected at least one transformation and not `clean`, which "
-                "is always scored (--include-clean takes it into the mean)."
+                f"conditions: found {list(self.conditions)}, expected at least one transformation and not `clean`, "
+                "which is always scored (--include-clean takes it into the mean)."
             )
         for name, weight in self.weights.items():
             if name not in self.averaged or not 0 <= weight < math.inf:
@@ -72,59 +76,71 @@ class Aggregation:
         return condition if self.reference == "same" else CLEAN
 
 
+def weighted_mean(scores: Mapping[str, Tensor], how: Aggregation) -> Tensor:
+    """The mean of scores (of any shape) by condition."""
+    total = sum(how.weight(name) for name in how.averaged)
+    return torch.stack([how.weight(name) * scores[name] for name in how.averaged]).sum(0) / total
+
+
 @dataclass(frozen=True)
-class SeScore:
-    """An aggregated score.
+class SeScores:
+    """Aggregated scores of all rows with all columns.
 
     Args:
-        score: the weighted mean.
-        clean: the score on clean images.
-        by_condition: all scores it is made of, and the clean one.
+        by_condition: scores under every condition, the clean one too.
+        how: the aggregation.
     """
 
-    score: float
-    clean: float
-    by_condition: Mapping[str, float]
+    by_condition: Mapping[str, ScoreMatrix]
+    how: Aggregation
 
     @property
-    def relative_change(self) -> float:
-        """score / clean - 1; NaN where the clean score is 0."""
-        return self.score / self.clean - 1 if self.clean else math.nan
+    def clean(self) -> ScoreMatrix:
+        """Scores on clean images."""
+        return self.by_condition[CLEAN]
 
+    @property
+    def mean(self) -> ScoreMatrix:
+        """The aggregated scores; a half of the images is the same half under every condition."""
+        values = weighted_mean({name: scores.values for name, scores in self.by_condition.items()}, self.how)
+        halves = weighted_mean({name: scores.halves for name, scores in self.by_condition.items()}, self.how)
+        return ScoreMatrix(values, halves, min(scores.images for scores in self.by_condition.values()))
 
-def aggregate(scores: Mapping[str, float], how: Aggregation) -> SeScore:
-    """The weighted mean of scores by condition."""
-    total = sum(how.weight(name) for name in how.averaged)
-    mean = sum(how.weight(name) * scores[name] for name in how.averaged) / total
-    return SeScore(mean, scores[CLEAN], {name: scores[name] for name in how.scored})
+    @property
+    def relative_change(self) -> Tensor:
+        """Aggregated / clean - 1, [rows, columns]."""
+        return self.mean.values / self.clean.values - 1
 
 
 def score_conditions(
-    first: Mapping[str, FeatureSet],
-    second: Mapping[str, FeatureSet],
+    rows: Sequence[Mapping[str, FeatureSet]],
+    columns: Sequence[Mapping[str, FeatureSet]],
     how: Aggregation,
-    score: Callable[[FeatureSet, FeatureSet], float],
-) -> SeScore:
-    """Score every condition and aggregate.
+    scoring: Scoring,
+) -> SeScores:
+    """Score every row with every column under every condition, and aggregate.
 
     Args:
-        first, second: features of two models by condition.
-        score: of two sets of features.
+        rows, columns: of each model output its features by condition.
 
-    Raises: DataError if a condition is missing, or the two models saw images that were transformed differently.
+    Raises: DataError if a condition is missing, two models saw images that were transformed differently, or too few
+        images are common to all.
     """
-    scores = {}
+    by_condition = {}
     for condition in how.scored:
-        a, b = _of(first, condition), _of(second, how.reference_condition(condition))
+        first = [_of(sets, condition) for sets in rows]
+        second = [_of(sets, how.reference_condition(condition)) for sets in columns]
         if how.reference == "same":
-            require_same_transformations(a, b)
-        scores[condition] = score(a, b)
-    return aggregate(scores, how)
+            for other in (*first[1:], *second):
+                require_same_transformations(first[0], other)
+        by_condition[condition] = score_matrix(first, second, scoring)
+    return SeScores(by_condition, how)
 
 
 def _of(sets: Mapping[str, FeatureSet], condition: str) -> FeatureSet:
     if condition not in sets:
-        raise DataError(f"features of the condition {condition} are missing; found {', '.join(sets) or 'none'}.")
+        beside = next(iter(sets.values())).origin
+        raise DataError(f"{beside}: features of the condition {condition} are not beside it; found {', '.join(sets)}.")
     return sets[condition]
 
 

@@ -93,9 +93,7 @@ class FeatureSpace:
             if not with_self:
                 kernel.diagonal(rows.start).fill_(-torch.inf)
             blocks.append(kernel.topk(k, dim=1))
-        return Neighbours(
-            torch.cat([block.indices for block in blocks]), torch.cat([block.values for block in blocks])
-        )
+        return Neighbours(torch.cat([block.indices for block in blocks]), torch.cat([block.values for block in blocks]))
 
 
 @contextlib.contextmanager

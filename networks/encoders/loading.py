@@ -9,7 +9,22 @@ from common.registry import import_object
 from networks.config import EncoderConfig
 from networks.encoders import FAMILIES
 from networks.encoders.base import VisionEncoder
-from networks.encoders.recognition import model_config_of
+from networks.encoders.recognition import model_config_of, resolve_family
+
+
+def load_vision_encoder(
+    vfm_name: str,
+    layers: list[int],
+    scale_factor: float = 1.0,
+    family: str | None = None,
+    revision: str | None = None,
+) -> VisionEncoder:
+    """A frozen encoder on its own, for analysis: what `load_encoder` gives, without having to know its widths.
+
+    Raises: UserError if it cannot be loaded whole, or has no such layer.
+    """
+    encoder_class: type[VisionEncoder] = import_object(FAMILIES[resolve_family(vfm_name, family, revision)].target)
+    return encoder_class(encoder_class.load_backbone(vfm_name, revision), layers, scale_factor)
 
 
 def load_encoder(config: EncoderConfig, with_text: bool = False) -> VisionEncoder:

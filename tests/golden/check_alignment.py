@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -11,9 +13,11 @@ from common.resize import resize_images
 from common.value_range import uint8_to_unit
 from evaluation.alignment.cka import cka_terms
 from evaluation.alignment.cknna import cknna_terms
+from evaluation.alignment.features import FeatureSet
 from evaluation.alignment.metrics import METRICS, MetricOptions
 from evaluation.alignment.preparation import clip_threshold, prepare
-from evaluation.alignment.se_cknna import Aggregation, aggregate
+from evaluation.alignment.scores import Scoring, score_matrix
+from evaluation.alignment.se_cknna import Aggregation, SeScores, score_conditions
 from evaluation.alignment.spaces import FeatureSpace
 from evaluation.alignment.transforms import ImageTransform, add_noise, apply_transform, draw_transform
 from evaluation.images import adm_crop, torchvision_crop
@@ -94,30 +98,38 @@ def check_terms(case: Case, name: str, a: FeatureSpace, b: FeatureSpace, expecte
 def check_se_cknna(case: Case) -> None:
     """CKNNA per condition, SE-CKNNA with and without the clean condition, the clean reference, the matrix."""
     facts, limit = case.facts, case.facts["tolerance"]
-    options = MetricOptions(facts["topk"], 1e-6)
-    spaces = {name: FeatureSpace(prepare(features)) for name, features in case.tensors.items()}
-    transformed = [condition for condition in facts["conditions"] if condition != "clean"]
+    sets = {name: FeatureSet(x, tuple(f"{i:06d}" for i in range(len(x)))) for name, x in case.tensors.items()}
+    transformed = tuple(name for name in facts["conditions"] if name != "clean")
+    scoring = Scoring(k=facts["topk"], eps=1e-6)
+    models = [{name: sets[f"{model}.{name}"] for name in facts["conditions"]} for model in ("tokenizer", "vfm")]
 
-    def score(row: str, column: str) -> float:
-        return cknna_terms(spaces[row], spaces[column], options.k).score(options.eps)
+    def scored(**how: Any) -> SeScores:
+        return score_conditions([models[0]], [models[1]], Aggregation(transformed, **how), scoring)
 
-    same, fixed = (
-        {condition: score(f"tokenizer.{condition}", f"vfm.{reference or condition}") for condition in facts["conditions"]}
-        for reference in (None, "clean")
-    )
+    same, including, fixed = scored(), scored(include_clean=True), scored(reference="clean")
     for key, found in (("cknna_per_condition", same), ("cknna_vs_clean_reference", fixed)):
-        assert found.keys() == facts[key].keys()
+        assert found.by_condition.keys() == facts[key].keys()
         for condition, stored in facts[key].items():
-            near(case, f"{key}: {condition}", found[condition], stored, limit)
-    excluding = aggregate(same, Aggregation(tuple(transformed)))
-    including = aggregate(same, Aggregation(tuple(transformed), include_clean=True))
-    near(case, "se_cknna", excluding.score, facts["se_cknna"], limit)
-    near(case, "se_cknna_including_clean", including.score, facts["se_cknna_including_clean"], limit)
-    near(case, "relative_change_vs_clean", excluding.relative_change, facts["relative_change_vs_clean"], limit)
-    layers = facts["cross_layer"]
-    for row, values in zip(layers["rows"], layers["matrix"], strict=True):
-        for column, stored in zip(layers["cols"], values, strict=True):
-            near(case, f"{row}, {column}", score(f"diffusion.{row}", f"reference.{column}"), stored, limit)
+            near(case, f"{key}: {condition}", found.by_condition[condition].values.item(), stored, limit)
+    near(case, "se_cknna", same.mean.values.item(), facts["se_cknna"], limit)
+    near(case, "se_cknna_including_clean", including.mean.values.item(), facts["se_cknna_including_clean"], limit)
+    near(case, "relative_change", same.relative_change.item(), facts["relative_change_vs_clean"], limit)
+    check_matrix(case, sets, scoring)
+    used = {f"{model}.{name}" for model in ("tokenizer", "vfm") for name in facts["conditions"]}
+    used |= {f"diffusion.{name}" for name in facts["cross_layer"]["rows"]}
+    used |= {f"reference.{name}" for name in facts["cross_layer"]["cols"]}
+    assert used == set(case.tensors)
+
+
+def check_matrix(case: Case, sets: dict[str, FeatureSet], scoring: Scoring) -> None:
+    """The scores of all layers of a diffusion model with those of a reference."""
+    layers = case.facts["cross_layer"]
+    rows = [sets[f"diffusion.{name}"] for name in layers["rows"]]
+    columns = [sets[f"reference.{name}"] for name in layers["cols"]]
+    found = score_matrix(rows, columns, scoring).values
+    for row, values in zip(found.tolist(), layers["matrix"], strict=True):
+        for value, stored in zip(row, values, strict=True):
+            near(case, "cross_layer", value, stored, case.facts["tolerance"])
 
 
 class PlainEncoder(VisionEncoder):

@@ -1,0 +1,42 @@
+"""Run a whole alignment analysis: extract features, score them under every condition, write the report.
+
+torchrun --standalone --nproc_per_node=1 tools/evaluate_alignment/run.py --config examples/alignment.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from common.command import run_command
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config", required=True, help="YAML: models, conditions, reference; see examples/alignment.yaml"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the YAML")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    from evaluation.alignment.config import load_alignment_config
+
+    config = load_alignment_config(arguments.config, arguments.set)
+    from common import distributed
+    from configs.schema import load_config
+    from evaluation.alignment.analysis import analyse
+
+    distributed.initialise(distributed.pick_device(config.device))
+    try:
+        analyse(config, lambda path: load_config(path).config.tokenizer())
+        if distributed.rank() == 0:
+            print(f"report: {(Path(config.output_dir) / 'report.html').resolve()}")
+    finally:
+        distributed.finalise()
+
+
+if __name__ == "__main__":
+    run_command(main)
