@@ -15,7 +15,7 @@ LOG_FROM_RATIO = 30  # positive values that span more than this are drawn on a l
 Points = Sequence[tuple[float, float]]
 
 # One colour per curve, on a light page and on a dark one. Every second curve is dashed, so that curves show that lie on
-# one another, and are told apart without colours. Their rules name two classes, to win over those of a page around a chart.
+# one another, and are told apart without colours. Rules name two classes, to win over those of a page.
 COLOURS = (
     ("#0f6e84", "#5fc0d6"),
     ("#b8480a", "#f0a16a"),

@@ -68,8 +68,8 @@ class ScoreMatrix:
         """Of the values, over the choice of images: [rows, columns]; NaN without at least two halves.
 
         It is the standard deviation over halves drawn without replacement, which for a mean over images equals the
-        standard error of the whole set. The usual bootstrap draws images twice, and an image that is there twice is its
-        own nearest neighbour.
+        standard error of the whole set. For metrics of neighbours it is an upper estimate (docs/alignment.md). The
+        usual bootstrap would draw images twice, and an image that is there twice is its own nearest neighbour.
         """
         return self.halves.std(0) if len(self.halves) > 1 else torch.full_like(self.values, math.nan)
 
