@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 
 from common.errors import UserError
 
+# What the disk and its rights say, whatever the program does: full, read-only, a file where a folder is needed.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK_ERRORS |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+
 
 def run_command(main: Callable[[], int | None]) -> None:
     """Run a command's `main` and leave the process with its exit code (None: 0).
 
-    A `UserError` is printed as `error: ...` and ends with code 2, Ctrl-C with code 130.
+    A `UserError`, and what a disk refuses, is printed as `error: ...` and ends with code 2, Ctrl-C with code 130.
     """
     try:
         code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import nn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from common import distributed
 from common.errors import DataError, UserError
+from common.files import sha256_of
 from evaluation.extractors import load_extractor
 from evaluation.extractors.base import Extractor
 from evaluation.extractors.inception import find_inception
 from evaluation.fidelity import SetScores, score_sets
 from evaluation.generation import Computing
 from evaluation.quality import DEFAULT_PSNR_CAP, Pairs, PairScore, QualitySummary, as_record, score_pairs, summarise
+
+if TYPE_CHECKING:
+    from losses.lpips import LPIPS
 
 LPIPS_LEFT_OUT = "left out: no VGG16 trunk found (--lpips-vgg16 vgg16-397923af.pth)"
 PAIR_PROTOCOL = {
@@ -36,7 +39,7 @@ class Metrics:
     """
 
     computing: Computing
-    lpips: nn.Module | None = None
+    lpips: LPIPS | None = None
     extractor: Extractor | None = None
     psnr_cap: float = DEFAULT_PSNR_CAP
 
@@ -48,12 +51,14 @@ class Evaluation:
     Args:
         scores: of each pair, in order of name.
         summary: their means.
+        lpips_weights: name and hash of LPIPS's trunk, or None.
         set_scores: rFID and its relatives, or None.
         unmatched: images without partner, which were left out.
     """
 
     scores: list[PairScore]
     summary: QualitySummary
+    lpips_weights: str | None
     set_scores: SetScores | None
     unmatched: int
 
@@ -74,7 +79,9 @@ class Evaluation:
 
     def protocol(self) -> dict[str, Any]:
         """What each number is, in words and settings."""
-        lpips = LPIPS_LEFT_OUT if self.summary.lpips is None else "VGG16, version 0.1 heads, images in [-1, 1]"
+        lpips = LPIPS_LEFT_OUT
+        if self.lpips_weights is not None:
+            lpips = f"VGG16 trunk ({self.lpips_weights}), version 0.1 heads, images in [-1, 1]"
         sets = {} if self.set_scores is None else {"sets": self.set_scores.protocol}
         return PAIR_PROTOCOL | {"lpips": lpips} | sets
 
@@ -104,7 +111,10 @@ def evaluate_pairs(pairs: Pairs, metrics: Metrics) -> Evaluation:
     set_scores = None
     if metrics.extractor is not None:
         set_scores = score_sets(pairs, metrics.extractor, computing)
-    return Evaluation(scores, summarise(scores, metrics.psnr_cap), set_scores, len(pairs.unmatched))
+    trunk = None if metrics.lpips is None else Path(metrics.lpips.where)
+    lpips_weights = None if trunk is None else f"{trunk.name}, SHA-256 {sha256_of(trunk)}"
+    summary = summarise(scores, metrics.psnr_cap)
+    return Evaluation(scores, summary, lpips_weights, set_scores, len(pairs.unmatched))
 
 
 def choose_extractor(choice: str, inception_weights: str | None = None) -> Extractor | None:
@@ -128,7 +138,7 @@ def choose_extractor(choice: str, inception_weights: str | None = None) -> Extra
     return load_extractor(choice, inception_weights if choice == "inception" else None)
 
 
-def choose_lpips(vgg16_path: str | None = None) -> nn.Module | None:
+def choose_lpips(vgg16_path: str | None = None) -> LPIPS | None:
     """LPIPS on the given trunk, else on the one in the torch hub cache, else None.
 
     Raises: UserError if a trunk is named and is not there, or is not VGG16's.

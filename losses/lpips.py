@@ -36,7 +36,7 @@ def find_trunk(vgg16_path: str | None) -> Path:
     return path
 
 
-def load_lpips(vgg16_path: str | None = None) -> nn.Module:
+def load_lpips(vgg16_path: str | None = None) -> LPIPS:
     """Frozen LPIPS in eval mode: (a, b) in [-1, 1], [B, 3, H, W] -> one distance per pair, [B].
 
     Args:
@@ -60,6 +60,7 @@ class LPIPS(nn.Module):
         super().__init__()
         import lpips
 
+        self.where = where
         with warnings.catch_warnings():  # torchvision's `pretrained` argument, used inside the package
             warnings.simplefilter("ignore", UserWarning)
             self.network = lpips.LPIPS(net="vgg", version="0.1", pnet_rand=True, verbose=False)

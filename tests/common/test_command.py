@@ -1,3 +1,5 @@
+import errno
+
 import pytest
 
 from common.command import run_command
@@ -17,6 +19,8 @@ def raising(error):
         (lambda: None, None, ""),
         (lambda: 1, 1, ""),
         (raising(ConfigError("a.yaml: found 3, expected 4.")), 2, "error: a.yaml: found 3, expected 4.\n"),
+        (raising(OSError(errno.ENOSPC, "No space left", "a.png")), 2, "error: a.png: No space left\n"),
+        (raising(NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b")), 2, "error: a/b: Not a directory\n"),
         (raising(KeyboardInterrupt()), 130, "interrupted\n"),
     ],
 )
@@ -30,3 +34,5 @@ def test_exit_code_and_message_of_a_command(main, code, text, capsys):
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 // 0)
+    with pytest.raises(FileNotFoundError):
+        run_command(raising(FileNotFoundError(errno.ENOENT, "No such file", "a.png")))

@@ -200,6 +200,34 @@ def test_two_processes_write_the_same_files_and_numbers_as_one(
     assert (tmp_path / "per_image.csv").read_text() == (benchmark / "per_image.csv").read_text()
 
 
+class Brightness(torch.nn.Module):
+    """In the place of LPIPS: how bright the original is."""
+
+    def __init__(self, where: Path):
+        super().__init__()
+        self.where = str(where)
+
+    def forward(self, real, generated):
+        return real.mean(dim=(1, 2, 3))
+
+
+def test_lpips_names_its_trunk_and_ranks_the_pictures(pictures, tiny_tokenizer, tmp_path, monkeypatch) -> None:
+    (tmp_path / "vgg.pth").write_bytes(b"weights")
+    lpips = Brightness(tmp_path / "vgg.pth")
+    monkeypatch.setattr("evaluation.reconstruction_scores.choose_lpips", lambda path: lpips)
+    arguments = [*arguments_of(pictures, tiny_tokenizer, tmp_path / "out"), "--extractor", "none"]
+    assert run(monkeypatch, "benchmark_tokenizer.py", *arguments) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert results["metric_protocol"]["lpips"].startswith(f"VGG16 trunk (vgg.pth, SHA-256 {digest})")
+    rows = {row["name"]: float(row["lpips"]) for row in csv.DictReader((tmp_path / "out" / "per_image.csv").open())}
+    assert results["metrics"]["lpips"] == pytest.approx(sum(rows.values()) / COUNT, abs=1e-6)
+    text = (tmp_path / "out" / "report.html").read_text()
+    shown = [picture["alt"].partition(",")[0] for picture in Page(text).pictures[::3]]
+    assert shown == [name.removesuffix(".png") for name in sorted(rows, key=rows.get)]
+    assert "Chosen by LPIPS" in text and text.count("<svg") == 4
+
+
 # --- broken input ----------------------------------------------------------------------------------------------------
 
 
