@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common import distributed
-from common.errors import DataError, UserError
+from common.errors import UserError
 from common.files import sha256_of
 from evaluation.extractors import load_extractor
 from evaluation.extractors.base import Extractor
@@ -89,7 +89,7 @@ class Evaluation:
 def evaluate_pairs(pairs: Pairs, metrics: Metrics) -> Evaluation:
     """Score all pairs, and with an extractor both sets; the ranks share the work, and all get the result.
 
-    Raises: DataError that names an image that cannot be read or does not fit.
+    Raises: UserError that names an image that cannot be read or does not fit; on all ranks if one of them meets it.
     """
     computing = metrics.computing
     own, error = [], None
@@ -103,7 +103,7 @@ def evaluate_pairs(pairs: Pairs, metrics: Metrics) -> Evaluation:
             lpips=metrics.lpips,
             show_progress=computing.show_progress,
         )
-    except DataError as met:
+    except UserError as met:
         error = met
     distributed.raise_together(error)
     scores = [score for part in distributed.all_gather_objects(own) for score in part]
