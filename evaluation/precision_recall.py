@@ -68,6 +68,7 @@ def _distance_blocks(a: Tensor, b: Tensor, half: bool) -> Iterator[tuple[slice, 
 
 
 def _squared_distances(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """max(|a|^2 - 2 a b + |b|^2, 0): norms in fp32, the sum in `dtype`."""
+    """max(|a|^2 - 2 a b + |b|^2, 0) in `dtype`; only the norms are summed in fp32."""
+    a, b = a.to(dtype), b.to(dtype)
     norms_a, norms_b = (x.float().square().sum(1).to(dtype) for x in (a, b))
-    return (norms_a[:, None] - 2 * (a.to(dtype) @ b.to(dtype).T) + norms_b).clamp(min=0)
+    return (norms_a[:, None] - 2 * (a @ b.T) + norms_b).clamp(min=0)
