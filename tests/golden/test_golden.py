@@ -12,6 +12,7 @@ from tests.golden.check_data import check_training_data
 from tests.golden.check_discriminators import check_diffaug, check_head, check_patchgan, check_projected
 from tests.golden.check_encoders import check_encoder
 from tests.golden.check_generation import check_generation_metrics
+from tests.golden.check_io import check_io
 from tests.golden.check_latents import check_latent_dataset, check_latent_stats
 from tests.golden.check_losses import check_pixel_losses, check_warmup
 from tests.golden.check_networks import check_tiny, check_unit
@@ -46,6 +47,7 @@ CHECKS = {
     "training_warmup": check_warmup,
     "tools_cknna": check_cknna,
     "tools_generation_metrics": check_generation_metrics,
+    "tools_io": check_io,
     "tools_latent_stats": check_latent_stats,
     "tools_psnr_ssim": check_psnr_ssim,
     "tools_se_cknna": check_se_cknna,
@@ -54,7 +56,6 @@ CHECKS = {
 }
 
 TO_COME = {
-    "tools_io": "decode tools",
     "diffusion_lightningdit": "diffusion",
     "diffusion_reg": "diffusion",
     "diffusion_transport": "diffusion",
