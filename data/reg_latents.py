@@ -134,6 +134,10 @@ def open_reg(folder: str | Path, image_folder: str = IMAGES_FOLDER, vae_folder: 
     require_finished(folder)
     if (folder / vae_folder).is_dir():
         return RegFolder(folder / image_folder, folder / vae_folder)
+    if not any(folder.glob("*.safetensors")):
+        raise DataError(
+            f"{folder}: found neither the folder {vae_folder} nor *.safetensors files; prefetch them first."
+        )
     return RegShards(folder)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from common.errors import DataError
 from evaluation.prefetch.parts import Part
 
 Record = Mapping[str, Any]
@@ -85,5 +86,9 @@ class PrefetchFormat(ABC):
     def finish(self, folder: Path, records: Sequence[Record]) -> dict[str, Any]:
         """Write what there is once for all parts; returns what the index says of it and of the parts' files."""
 
-    def check_key(self, key: str) -> None:  # noqa: B027 (most formats take every key)
-        """Raise DataError for a key that no file can be named after."""
+    def check_key(self, key: str) -> None:
+        """Raise DataError for a sample key that cannot be stored."""
+        try:
+            key.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"sample {key!r}: its key is not UTF-8; rename the sample.") from error

@@ -72,6 +72,7 @@ class RegShardFormat(ShardFormat):
         return {"images": self._with_images}
 
     def check_key(self, key: str) -> None:
+        super().check_key(key)
         reg_name(key)
 
     def encode(self, model: nn.Module, images: Tensor, keys: Sequence[str]) -> Encoded:
@@ -123,6 +124,7 @@ class RegFolderFormat(PrefetchFormat):
         return {"folders": self._suffixes}
 
     def check_key(self, key: str) -> None:
+        super().check_key(key)
         reg_name(key)
 
     def encode(self, model: nn.Module, images: Tensor, keys: Sequence[str]) -> Encoded:

@@ -126,7 +126,8 @@ def prefetch(
         start = distributed.on_rank_0(lambda: _prepare(job))
         mine = start.missing[distributed.rank() :: distributed.world_size()]
         images = sum(part.stop - part.start for part in mine)
-        with tqdm(total=images, unit="image", disable=distributed.rank() != 0, smoothing=0.1) as progress:
+        is_quiet = distributed.rank() != 0 or images == 0
+        with tqdm(total=images, unit="image", disable=is_quiet, smoothing=0.1) as progress:
             for part in mine:
                 _write_part(job, part, progress)
         distributed.barrier()
@@ -195,14 +196,7 @@ class _Start:
 
 def _prepare(job: _Job) -> _Start:
     """Compare the plan with what is in the folder; on rank 0."""
-    expected = job.options.expected_count
-    if expected is not None and len(job.source) < expected:
-        raise DataError(
-            f"--expected-count: the shards hold {len(job.source)} labelled images, expected {expected}."
-            f"{_tell(job.source.report.problems)}"
-        )
-    for number in range(len(job.source)):
-        job.kind.check_key(job.source.key(number))
+    _check_source(job)
     index = read_index(job.output_dir)
     plan = _plan(job, ranks=distributed.world_size() if index is None else index["plan"].get("ranks"))
     if index is None:
@@ -222,13 +216,24 @@ def _prepare(job: _Job) -> _Start:
     return _Start(plan, parts, missing)
 
 
+def _check_source(job: _Job) -> None:
+    """Raise DataError for what can be known to go wrong before any work."""
+    expected = job.options.expected_count
+    if expected is not None and len(job.source) < expected:
+        raise DataError(
+            f"--expected-count: the shards hold {len(job.source)} labelled images, expected {expected}."
+            f"{_tell(job.source.report.problems)}"
+        )
+    for number in range(len(job.source)):
+        job.kind.check_key(job.source.key(number))
+
+
 def _plan(job: _Job, ranks: int) -> dict[str, Any]:
     """What decides the content of every file."""
     source, options = job.source, job.options
-    keys = (f"{source.shard(number)}\0{source.key(number)}\n" for number in range(len(source)))
     digest = hashlib.sha256()
-    for key in keys:
-        digest.update(key.encode("utf-8", "surrogateescape"))
+    for number in range(len(source)):
+        digest.update(f"{source.shard(number)}\0{source.key(number)}\n".encode("utf-8", "surrogateescape"))
     return {
         "layout_version": LAYOUT_VERSION,
         "format": job.kind.name,

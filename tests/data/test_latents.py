@@ -204,6 +204,11 @@ def test_a_reg_folder_that_does_not_fit_together_is_refused(reg_folder):
         open_reg(reg_folder)
 
 
+def test_a_folder_without_anything_for_reg_is_refused(reg_folder):
+    with pytest.raises(DataError, match=r"found neither the folder other nor \*\.safetensors files"):
+        open_reg(reg_folder, vae_folder="other")
+
+
 def test_missing_statistics_are_an_error_for_reg(reg_folder):
     (reg_folder / "vae_latents" / "latents_stats.pt").unlink()
     with pytest.raises(DataError, match=r"vae_latents/latents_stats\.pt: missing"):

@@ -9,6 +9,7 @@ import runpy
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,13 @@ def die_before_the_second_record() -> None:
         write(path, *arguments, **options)
 
     evaluation.prefetch.run.write_json_atomically = write_json
+
+
+def die_after(seconds: float) -> None:
+    """SIGKILL after a while, wherever that is."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+    timer.daemon = True
+    timer.start()
 
 
 def forbid_large_files() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import runpy
 import shutil
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -253,6 +255,23 @@ def test_a_killed_prefetch_for_reg_ends_with_the_files_of_an_undisturbed_one(arg
     fault = prefetch_process.die_before_the_second_record
     assert run_tool(REG, [*command, str(tmp_path / "out")], tmp_path / "text", fault=fault)[0] == [-9]
     assert run_tool(REG, [*command, str(tmp_path / "out")], tmp_path / "text")[0] == [0]
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool, options", [(LIGHTNINGDIT, []), (REG, []), (REG, ["--format", "safetensors"])])
+def test_a_prefetch_that_is_killed_again_and_again_ends_with_the_same_files(tool, options, arguments, tmp_path):
+    command = [*arguments, *options, "--images-per-shard", "3", "--output-dir"]
+    started = time.monotonic()
+    assert run_tool(tool, [*command, str(tmp_path / "whole")], tmp_path / "text")[0] == [0]
+    seconds = time.monotonic() - started
+    codes = []
+    for attempt in range(100):
+        fault = functools.partial(prefetch_process.die_after, seconds * (0.4 + 0.1 * (attempt % 6)))
+        codes += run_tool(tool, [*command, str(tmp_path / "out")], tmp_path / "text", fault=fault)[0]
+        if codes[-1] == 0:
+            break
+    assert codes[-1] == 0 and codes.count(-9) >= 1 and set(codes) == {0, -9}
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
 
 
