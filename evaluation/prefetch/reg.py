@@ -35,8 +35,8 @@ def stored_moments(posterior: DiagonalGaussian) -> Tensor:
     return torch.cat([posterior.mean, posterior.std], dim=1)
 
 
-def _encode_moments(model: nn.Module, images: Tensor, keys: Sequence[str]) -> Encoded:
-    """Moments, and for the statistics one draw from each posterior, whose noise is keyed by the image."""
+def _encode_moments(model: nn.Module, images: Tensor, keys: Sequence[str], seed: int) -> Encoded:
+    """Moments, and for the statistics one draw from each posterior, whose noise is keyed by (seed, name)."""
     posterior = encode_images(model, images, keys, "mode", seed=0).posterior
     if posterior is None:
         raise UserError(
@@ -44,13 +44,13 @@ def _encode_moments(model: nn.Module, images: Tensor, keys: Sequence[str]) -> En
             "continuous tokenizer, or prefetch for LightningDiT."
         )
     moments = stored_moments(posterior).float().cpu()
-    return Encoded({"moments": moments}, (_draw(moments, [reg_name(key) for key in keys]),))
+    return Encoded({"moments": moments}, (_draw(moments, [reg_name(key) for key in keys], seed),))
 
 
-def _draw(moments: Tensor, names: Sequence[str]) -> Tensor:
+def _draw(moments: Tensor, names: Sequence[str], seed: int) -> Tensor:
     """One latent of each posterior [B, 2C, h, w] for statistics: z = mean + std * eps, [B, C, h, w]."""
     shape = moments.shape[1] // 2, *moments.shape[2:]
-    noise = [torch.randn(shape, generator=torch_generator(0, "latent_statistics", name)) for name in names]
+    noise = [torch.randn(shape, generator=torch_generator(seed, "latent_statistics", name)) for name in names]
     return sample_moments(moments, torch.stack(noise))
 
 
@@ -59,7 +59,7 @@ class RegShardFormat(ShardFormat):
 
     Args:
         with_images: also store the crops, which REG needs for its target encoder.
-        stats, seed: what the statistics are taken of, and the key of the choice.
+        stats, seed: what the statistics are taken of, and the key of their draws.
     """
 
     name = "reg-safetensors"
@@ -69,14 +69,14 @@ class RegShardFormat(ShardFormat):
         self._with_images, self._stats, self._seed = with_images, stats, seed
 
     def identity(self) -> dict[str, Any]:
-        return {"images": self._with_images}
+        return {"images": self._with_images, "seed": self._seed}
 
     def check_key(self, key: str) -> None:
         super().check_key(key)
         reg_name(key)
 
     def encode(self, model: nn.Module, images: Tensor, keys: Sequence[str]) -> Encoded:
-        encoded = _encode_moments(model, images, keys)
+        encoded = _encode_moments(model, images, keys, self._seed)
         return Encoded(encoded.columns | {"images": images.cpu()}, encoded.latents) if self._with_images else encoded
 
     def finish(self, folder: Path, records: Sequence[Record]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class RegShardFormat(ShardFormat):
 
         def latent(row: int) -> Tensor:
             (key,) = unpack_names(rows.row("names", row)[None])
-            return _draw(rows.row("moments", row)[None], [reg_name(key)])[0]
+            return _draw(rows.row("moments", row)[None], [reg_name(key)], self._seed)[0]
 
         statistics = write_measured(folder, self._stats, records, len(rows), latent, self._seed)
         return super().finish(folder, records) | {"statistics": statistics}
@@ -95,7 +95,7 @@ class RegFolderFormat(PrefetchFormat):
 
     Args:
         with_images: also write the PNG files, which REG needs for its target encoder.
-        stats, seed: what the statistics are taken of, and the key of the choice.
+        stats, seed: what the statistics are taken of, and the key of their draws.
         images_folder, latents_folder: names of the two sub-folders.
         workers: threads that write.
     """
@@ -121,14 +121,14 @@ class RegFolderFormat(PrefetchFormat):
         return {**latents, self._images_folder: ".png"} if self._with_images else latents
 
     def identity(self) -> dict[str, Any]:
-        return {"folders": self._suffixes}
+        return {"folders": self._suffixes, "seed": self._seed}
 
     def check_key(self, key: str) -> None:
         super().check_key(key)
         reg_name(key)
 
     def encode(self, model: nn.Module, images: Tensor, keys: Sequence[str]) -> Encoded:
-        return _encode_moments(model, images, keys)
+        return _encode_moments(model, images, keys, self._seed)
 
     def open_part(self, folder: Path, part: Part) -> PartWriter:
         images = folder / self._images_folder if self._with_images else None
@@ -147,7 +147,7 @@ class RegFolderFormat(PrefetchFormat):
 
         def latent(number: int) -> Tensor:
             moments = torch.from_numpy(read_moments(latents / f"{names[number]}.npy"))
-            return _draw(moments[None], [names[number]])[0]
+            return _draw(moments[None], [names[number]], self._seed)[0]
 
         for sub, suffix in self._suffixes.items():
             _write_labels(folder / sub, suffix, records)
