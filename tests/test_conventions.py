@@ -38,6 +38,7 @@ DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
     "docs/adversarial.md",
+    "docs/alignment.md",
     "docs/architecture.md",
     "docs/encoders.md",
     "docs/evaluation.md",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import DataError
-from common.files import write_atomically, write_json_atomically
+from common.files import write_json_atomically
 from common.random import numpy_generator
 from evaluation.alignment.conditions import CLEAN, noise_name
 from evaluation.alignment.images import TRANSFORMS_FILE, flat_name, list_clean, read_square, require_same_names
@@ -76,14 +77,15 @@ class CleanDraw:
 def draw_clean_set(root: Path, how: CleanDraw, workers: int, show_progress: bool) -> list[str]:
     """Write `clean/`; returns the images that could not be read, whose places the next ones took.
 
-    Raises: DataError if the folder is not empty, the data set is too small, or two images would get one name.
+    Raises: DataError if there is a clean set already, the data set is too small, or two images would get one name.
     """
     folder = root / CLEAN
-    if folder.is_dir() and any(folder.iterdir()):
-        raise DataError(f"{folder}: is not empty; remove it, or leave out --draw-from to use it as it is.")
+    if folder.exists():
+        raise DataError(f"{folder}: is there already; remove it, or leave out --draw-from to use it as it is.")
     images = open_images(how.data, recursive=True).images
     if len(images) < how.count:
         raise DataError(f"{how.data}: holds {len(images)} images, expected at least --num-images = {how.count}.")
+    partial = _new_folder(folder)
     order = numpy_generator(how.seed, "alignment clean set").permutation(len(images))
     unreadable: list[str] = []
     names: set[str] = set()
@@ -104,9 +106,10 @@ def draw_clean_set(root: Path, how: CleanDraw, workers: int, show_progress: bool
             if name in names:
                 raise DataError(f"{how.data}: two images would be written as {name}.png; rename one of them.")
             names.add(name)
-            write_png(folder / f"{name}.png", to_tensor(pixels))
+            write_png(partial / f"{name}.png", to_tensor(pixels))
             bar.update()
             if len(names) == how.count:
+                partial.rename(folder)
                 return unreadable
     raise DataError(f"{how.data}: only {len(names)} of its images are readable, expected {how.count}.")
 
@@ -120,8 +123,17 @@ def use_clean_set(root: Path, folder: Path) -> None:
     if folder.resolve() == clean.resolve():
         return
     if clean.is_dir():
-        present = {path.stem for path in clean.glob("*.png")}
-        require_same_names(clean, present, {image.key for image in images} if present else set())
+        require_same_names(clean, (path.stem for path in clean.glob("*.png")), (image.key for image in images))
+        return
+    partial = _new_folder(clean)
     for image in images:
-        content = image.content()
-        write_atomically(clean / png_name(image), lambda partial, content=content: partial.write_bytes(content))
+        shutil.copyfile(image.path, partial / png_name(image))
+    partial.rename(clean)
+
+
+def _new_folder(final: Path) -> Path:
+    """An empty folder beside `final`, to be renamed to it when it is complete."""
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial

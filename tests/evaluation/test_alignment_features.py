@@ -122,7 +122,7 @@ def test_a_clean_set_is_drawn_from_shards_and_folders(tiny_data, tmp_path, caplo
         draw_clean_set(tmp_path / "c", CleanDraw(str(tmp_path / "data"), 9, 32, "adm", 0), 1, False)
     with pytest.raises(DataError, match="only 4 of its images are readable, expected 5"):
         draw_clean_set(tmp_path / "d", CleanDraw(str(tmp_path / "data"), 5, 32, "adm", 0), 1, False)
-    with pytest.raises(DataError, match="is not empty; remove it"):
+    with pytest.raises(DataError, match="is there already; remove it"):
         draw_clean_set(tmp_path / "a", how, 1, False)
 
 
