@@ -27,7 +27,7 @@ class Output(ABC):
 
     @abstractmethod
     def add(self, number: int, image: Tensor) -> Task | None:
-        """Take in an image, uint8 [3, H, W]; returns what is to be written now, for a thread to do."""
+        """Take in an image that is missing, uint8 [3, H, W]; returns what is to be written now, in a thread."""
 
     def finish(self) -> None:  # noqa: B027 (most have nothing to do)
         """What is left to do once all images are there; for one process."""

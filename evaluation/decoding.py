@@ -155,7 +155,7 @@ def decode_share(
             z = torch.stack(fill_up([reader.read(sample) for sample in filled[: len(batch)]], batch_size))
             images = decode_batch(model, z.to(device), labels(filled)).cpu()
             for number, image in zip(batch, images):
-                tasks = [output.add(number, image) for output in outputs]
+                tasks = [output.add(number, image) for output in outputs if not output.is_done(number)]
                 pending.extend(pool.submit(task) for task in tasks if task is not None)
             while len(pending) > 4 * batch_size:
                 pending.popleft().result()
@@ -265,10 +265,8 @@ def _prepare(
 def _outputs(targets: DecodeTargets, names: Sequence[str], images_per_part: int) -> list[Output]:
     outputs: list[Output] = [PngFolder(targets.output_dir, names)] if targets.pngs else []
     if targets.npz is not None:
-        is_finished = targets.npz.is_file() and _read_manifest(targets.output_dir).get("npz") == _npz_record(
-            targets.npz
-        )
-        parts = targets.output_dir / PARTS_NAME
+        parts, written = targets.output_dir / PARTS_NAME, _read_manifest(targets.output_dir).get("npz")
+        is_finished = targets.npz.is_file() and written == _npz_record(targets.npz, len(names))
         outputs.append(NpzParts(targets.npz, parts, len(names), images_per_part, is_finished))
     return outputs
 
@@ -289,9 +287,9 @@ def _remove_left_overs(targets: DecodeTargets, names: Sequence[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _npz_record(path: Path) -> dict[str, Any]:
+def _npz_record(path: Path, images: int) -> dict[str, Any]:
     """By which a later run knows an .npz file again."""
-    return {"path": str(path.resolve()), "bytes": path.stat().st_size}
+    return {"path": str(path.resolve()), "images": images, "bytes": path.stat().st_size}
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -310,7 +308,7 @@ def _write_manifest(targets: DecodeTargets, work: _Work, facts: dict[str, Any]) 
 def _finish(targets: DecodeTargets, work: _Work, summary: DecodeSummary, facts: dict[str, Any]) -> None:
     for output in work.outputs:
         output.finish()
-    record = {} if targets.npz is None else {"npz": _npz_record(targets.npz)}
+    record = {} if targets.npz is None else {"npz": _npz_record(targets.npz, len(work.samples))}
     counts = {"decoded": summary.decoded, "kept": summary.kept, "seconds": round(summary.seconds, 3)}
     _write_manifest(targets, work, {"status": "complete", **record, "counts": counts, **facts})
 

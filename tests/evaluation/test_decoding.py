@@ -181,6 +181,28 @@ def test_only_what_is_missing_is_decoded(tokenizer, shards, whole, tmp_path):
     assert content.decoded == 10 and (tmp_path / "whole.npz").is_file()
 
 
+def test_files_and_parts_that_are_missing_in_different_places_are_completed(
+    tokenizer, shards, whole, tmp_path, monkeypatch
+):
+    out, npz = tmp_path / "out", tmp_path / "out.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr("evaluation.decode_outputs.NpzParts.finish", lambda self: None)
+        with pytest.raises(FileNotFoundError):  # the run ends before the parts are joined
+            run(tokenizer, shards, out, npz=npz)
+    (out / "rank00_000005.png").unlink()  # its part, 3 to 5, is there
+    (out / "npz_parts" / "000006-000008.npy").unlink()
+    assert run(tokenizer, shards, out, npz=npz).decoded == 4
+    assert pngs_of(out) == whole and npz.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+def test_an_npz_file_of_fewer_images_is_not_taken_for_a_finished_one(tokenizer, shards, whole, tmp_path):
+    options = {"npz": tmp_path / "out.npz", "pngs": False}
+    run(tokenizer, shards, tmp_path / "out", plan={"max_images_per_rank": 4}, **options)
+    assert np.load(tmp_path / "out.npz")["arr_0"].shape[0] == 4
+    run(tokenizer, shards, tmp_path / "out", **options)
+    assert (tmp_path / "out.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
 def test_files_of_another_model_or_other_latents_are_refused(tokenizer, shards, latents, whole, tmp_path):
     (tmp_path / "whole" / "rank00_000000.png").unlink()
     tokenizer.gain.data.mul_(0.5)
