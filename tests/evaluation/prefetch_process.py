@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import runpy
 import signal
@@ -23,12 +22,11 @@ import evaluation.prefetch.run
 import networks.checkpoint  # noqa: F401
 from common.command import run_command
 from common.files import write_atomically
+from tests.forkserver import CONTEXT
 
 torch.set_num_threads(1)  # before anything is computed: threads do not survive a fork
 
 TOOLS = Path(__file__).parents[2] / "tools"
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.evaluation.prefetch_process"])
 
 Fault = Callable[[], None]
 
@@ -51,7 +49,7 @@ def run_tool(
     processes = []
     for rank in range(ranks):
         environment = {} if ranks == 1 else {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = _CONTEXT.Process(target=_main, args=(tool, arguments, environment, output, fault))
+        process = CONTEXT.Process(target=_main, args=(tool, arguments, environment, output, fault))
         process.start()
         processes.append(process)
     for process in processes:

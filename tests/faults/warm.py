@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import socket
@@ -11,9 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.child import train
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.faults.child"])
+from tests.forkserver import CONTEXT
 
 
 class Run:
@@ -39,7 +36,7 @@ class Run:
         for r, output in enumerate(self.outputs):
             output.touch()
             environment = {**common, "RANK": str(r), "LOCAL_RANK": str(r)} if ranks > 1 else {}
-            process = _CONTEXT.Process(target=train, args=(arguments, environment, output, fault))
+            process = CONTEXT.Process(target=train, args=(arguments, environment, output, fault))
             process.start()
             self.processes.append(process)
 

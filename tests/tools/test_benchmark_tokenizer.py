@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import runpy
@@ -24,6 +23,7 @@ from common.errors import DataError
 from data.write_shards import NewSample, write_shards
 from evaluation.quality import PairScore
 from evaluation.reconstruction_report import _groups, amplified_error
+from tests.forkserver import CONTEXT
 
 TOOLS = Path(__file__).parents[2] / "tools" / "reconstruct"
 FRECHET = "efficientnet_lite0_frechet_distance"
@@ -178,10 +178,8 @@ def test_two_processes_write_the_same_files_and_numbers_as_one(
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     arguments = [str(TOOLS / "benchmark_tokenizer.py"), *arguments_of(pictures, tiny_tokenizer, tmp_path)]
     arguments += ["--device", "cpu", "--extractor", "none"]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.child"])  # the warm process of the fault tests
     processes = [
-        context.Process(target=start_rank, args=(arguments, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
+        CONTEXT.Process(target=start_rank, args=(arguments, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
         for rank in range(2)
     ]
     for process in processes:
