@@ -6,7 +6,6 @@ a run that was stopped goes on, and another k or aggregation costs no extraction
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,6 @@ from evaluation.alignment.report import render
 from evaluation.alignment.results import ScoreRecord, plain_se, records_of, write_scores_csv
 from evaluation.alignment.scores import Scoring
 from evaluation.alignment.se_cknna import Aggregation, SeScores, score_conditions
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,21 +52,13 @@ def aggregation_of(config: AlignmentConfig) -> Aggregation:
     return Aggregation(config.condition_names, config.include_clean, config.reference, config.weights)
 
 
-def analyse(config: AlignmentConfig, read_shape: ReadShape) -> None:
-    """Extract what is missing, score, and write report.html, report.json and scores.csv; every rank must call it.
+def extract_models(config: AlignmentConfig, device: torch.device, read_shape: ReadShape) -> dict[str, list[Output]]:
+    """Extract the features that are missing; every rank must call it.
 
+    Returns: the outputs of every model by its name.
     Raises: UserError for models or images that cannot be read.
     """
-    device = distributed.pick_device(config.device)
     aggregation = aggregation_of(config)
-    outputs = _extract(config, aggregation, device, read_shape)
-    distributed.on_rank_0(lambda: _score_and_write(config, aggregation, outputs, device))
-
-
-def _extract(
-    config: AlignmentConfig, aggregation: Aggregation, device: torch.device, read_shape: ReadShape
-) -> dict[str, list[Output]]:
-    """Outputs of every model by its name."""
     folder = Path(config.output_dir) / "features"
     images = distributed.on_rank_0(lambda: AnalysisImages(config.images))
     how = ExtractionOptions(config.resolution, config.batch_size_per_gpu, device, config.num_workers)
@@ -90,9 +79,12 @@ def _extract(
     return outputs
 
 
-def _score_and_write(
-    config: AlignmentConfig, aggregation: Aggregation, outputs: Mapping[str, list[Output]], device: torch.device
-) -> None:
+def write_analysis(config: AlignmentConfig, outputs: Mapping[str, list[Output]], device: torch.device) -> None:
+    """Score, and write report.html, report.json and scores.csv; one process does it, others need not wait.
+
+    Raises: UserError for features that do not belong together.
+    """
+    aggregation = aggregation_of(config)
     rows, columns = ([output for name in names for output in outputs[name]] for names in (config.rows, config.columns))
     scoring = Scoring(
         config.metric, config.topk, config.eps, min_overlap=config.min_overlap, halves=config.halves, device=device

@@ -52,10 +52,9 @@ def cknna_terms(a: FeatureSpace, b: FeatureSpace, k: int, unbiased: bool = True)
     assert len(a) == len(b), "one row per image in both"
     if k < 2:
         raise UserError(f"k: found {k}, expected at least 2 neighbours for CKNNA.")
-    own_a, own_b = (_masked(space, k, with_self=not unbiased) for space in (a, b))
-    shared_a, shared_b = own_a.common(own_b)
-    kl, kk, ll = (p.sums(q).hsic(unbiased) for p, q in ((shared_a, shared_b), (own_a, own_a), (own_b, own_b)))
-    return CknnaTerms(len(shared_a.places), kl, kk, ll)
+    own_a, own_b = (space.remember(_own_terms, k, unbiased) for space in (a, b))
+    shared_a, shared_b = own_a.kernel.common(own_b.kernel)
+    return CknnaTerms(len(shared_a.places), shared_a.sums(shared_b).hsic(unbiased), own_a.hsic, own_b.hsic)
 
 
 def cknna(a: FeatureSpace, b: FeatureSpace, options: MetricOptions) -> float:
@@ -68,8 +67,17 @@ def cknna_biased(a: FeatureSpace, b: FeatureSpace, options: MetricOptions) -> fl
     return cknna_terms(a, b, options.k, unbiased=False).score(options.eps)
 
 
-def _masked(space: FeatureSpace, k: int, with_self: bool) -> MaskedKernel:
-    found = space.neighbours(k, with_self)
+@dataclass(frozen=True)
+class _OwnTerms:
+    """What a space brings to all its scores: its masked kernel, and the HSIC of that with itself."""
+
+    kernel: MaskedKernel
+    hsic: float
+
+
+def _own_terms(space: FeatureSpace, k: int, unbiased: bool) -> _OwnTerms:
+    found = space.neighbours(k, with_self=not unbiased)
     rows = torch.arange(len(space), device=found.indices.device)
     places, order = (rows[:, None] * len(space) + found.indices).flatten().sort()
-    return MaskedKernel(len(space), places, found.similarities.flatten()[order])
+    kernel = MaskedKernel(len(space), places, found.similarities.flatten()[order])
+    return _OwnTerms(kernel, kernel.sums(kernel).hsic(unbiased))

@@ -161,15 +161,8 @@ def match_images(sets: Sequence[FeatureSet], min_overlap: float = 0.95) -> Match
     places = [_first_places(found.names) for found in sets]
     common = set.intersection(*(set(place) for place in places))
     everything = set.union(*(set(place) for place in places))
-    largest = max(map(len, places))
-    if len(common) < min_overlap * largest or not common:
-        smallest = min(range(len(sets)), key=lambda i: len(places[i].keys() & places[_largest(places)].keys()))
-        missing = sorted(everything - common)[0]
-        raise DataError(
-            f"{sets[_largest(places)].origin} and {sets[smallest].origin}: found {len(common)} images common to all "
-            f"files of up to {largest} ({len(common) / largest:.1%}), expected at least {min_overlap:.1%}; for "
-            f"example {missing!r} is not in all of them. Extract both from the same images, or lower --min-overlap."
-        )
+    if len(common) < min_overlap * max(map(len, places)) or not common:
+        raise DataError(_too_few(sets, places, common, min_overlap))
     repeated = sum(len(found) - len(place) for found, place in zip(sets, places))
     if repeated or len(common) < len(everything):
         log.warning(
@@ -190,5 +183,13 @@ def _first_places(names: Sequence[str]) -> dict[str, int]:
     return places
 
 
-def _largest(places: Sequence[dict[str, int]]) -> int:
-    return max(range(len(places)), key=lambda i: len(places[i]))
+def _too_few(sets: Sequence[FeatureSet], places: Sequence[dict[str, int]], common: set[str], min_overlap: float) -> str:
+    """Names the largest set and the one that has least of its images."""
+    most = max(range(len(sets)), key=lambda i: len(places[i]))
+    least = min(range(len(sets)), key=lambda i: len(places[i].keys() & places[most].keys()))
+    missing = min(set(places[most]) - common)
+    return (
+        f"{sets[most].origin} and {sets[least].origin}: found {len(common)} images common to all files of up to "
+        f"{len(places[most])} ({len(common) / len(places[most]):.1%}), expected at least {min_overlap:.1%}; for example "
+        f"{missing!r} is not in all of them. Extract both from the same images, or lower --min-overlap."
+    )

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import DataError
-from evaluation.alignment.conditions import CLEAN, EQUIVARIANCE, Condition
+from evaluation.alignment.conditions import CLEAN, EQUIVARIANCE, ROTATIONS, Condition
 from evaluation.alignment.transforms import ImageTransform
 from evaluation.images import ImageFile, UnreadableImage, list_images, read_input
 
@@ -98,13 +98,23 @@ class AnalysisImages:
         path = self.root / TRANSFORMS_FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            drawn = {name: ImageTransform(int(t["rotation"]), float(t["scale"])) for name, t in content.items()}
+            drawn = {name: _transform_of(record) for name, record in content.items()}
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error}); make it with `{PREPROCESS} {self.root}`.") from error
         except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise DataError(f'{path}: expected {{name: {{"rotation": 90, "scale": 0.5}}}} ({error!r}).') from error
+            raise DataError(
+                f'{path}: expected {{name: {{"rotation": 90, "scale": 0.5}}}}, quarter turns and scales up to 1 '
+                f"({error!r})."
+            ) from error
         require_same_names(path, drawn.keys(), {image.key for image in self.clean})
         return drawn
+
+
+def _transform_of(record: dict[str, Any]) -> ImageTransform:
+    rotation, scale = int(record["rotation"]), float(record["scale"])
+    if rotation not in ROTATIONS or not 0 < scale <= 1:
+        raise ValueError(f"found rotation {rotation} and scale {scale:g}")
+    return ImageTransform(rotation, scale)
 
 
 def list_clean(folder: Path) -> list[ImageFile]:

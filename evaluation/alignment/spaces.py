@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from common.errors import UserError
 from common.precision import full_precision
+
+Value = TypeVar("Value")
 
 BLOCK_ELEMENTS = 2**24  # of a kernel, held at a time
 
@@ -55,6 +58,7 @@ class FeatureSpace:
             raise UserError(f"found features of shape {list(features.shape)}, expected [N, D] of at least 4 images.")
         self.features = features
         self._found: dict[bool, Neighbours] = {}
+        self._remembered: dict[tuple, Any] = {}
 
     def __len__(self) -> int:
         return len(self.features)
@@ -62,6 +66,13 @@ class FeatureSpace:
     def subset(self, rows: Tensor) -> FeatureSpace:
         """Some of the images, prepared as they are."""
         return FeatureSpace(self.features[rows])
+
+    def remember(self, compute: Callable[..., Value], *arguments: Hashable) -> Value:
+        """compute(self, *arguments), computed once: what a space brings to its scores with all others."""
+        key = (compute, *arguments)
+        if key not in self._remembered:
+            self._remembered[key] = compute(self, *arguments)
+        return self._remembered[key]
 
     def linear_kernel(self) -> Iterator[KernelRows]:
         """K = A A^T in blocks of rows, in full precision."""

@@ -149,6 +149,10 @@ def test_a_set_that_is_not_whole_is_an_error(tmp_path, model):
     (tmp_path / "equivariance_transforms.json").write_text("[1]")
     with pytest.raises(DataError, match=r'expected \{name: \{"rotation": 90, "scale": 0.5}}'):
         images.under(equivariance)
+    turned = {image.key: {"rotation": 45, "scale": 0.5} for image in images.clean}
+    (tmp_path / "equivariance_transforms.json").write_text(json.dumps(turned))
+    with pytest.raises(DataError, match=r"found rotation 45 and scale 0\.5"):
+        images.under(equivariance)
     (tmp_path / "clean" / "n01441764_1.png").write_bytes(b"no image")
     clean = images.under(expand(["clean"])[0])
     with pytest.raises(DataError, match=r"n01441764_1\.png: not readable"):

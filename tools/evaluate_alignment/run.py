@@ -27,15 +27,18 @@ def main() -> None:
     config = load_alignment_config(arguments.config, arguments.set)
     from common import distributed
     from configs.schema import load_config
-    from evaluation.alignment.analysis import analyse
+    from evaluation.alignment.analysis import extract_models, write_analysis
 
-    distributed.initialise(distributed.pick_device(config.device))
+    device = distributed.pick_device(config.device)
+    distributed.initialise(device)
     try:
-        analyse(config, lambda path: load_config(path).config.tokenizer())
-        if distributed.rank() == 0:
-            print(f"report: {(Path(config.output_dir) / 'report.html').resolve()}")
+        outputs = extract_models(config, device, lambda path: load_config(path).config.tokenizer())
+        is_first = distributed.rank() == 0
     finally:
         distributed.finalise()
+    if is_first:
+        write_analysis(config, outputs, device)
+        print(f"report: {(Path(config.output_dir) / 'report.html').resolve()}")
 
 
 if __name__ == "__main__":
