@@ -85,6 +85,8 @@ def read_features(path: str | Path) -> FeatureSet:
             f"{path}: found {len(features)} rows of features, {len(names)} names and {len(transformations)} "
             "transformations; expected as many of each."
         )
+    if not names:
+        raise DataError(f"{path}: holds no image.")
     finite = features.isfinite().all(1)
     if not finite.all():
         first = names[int((~finite).nonzero()[0])]
@@ -190,6 +192,6 @@ def _too_few(sets: Sequence[FeatureSet], places: Sequence[dict[str, int]], commo
     missing = min(set(places[most]) - common)
     return (
         f"{sets[most].origin} and {sets[least].origin}: found {len(common)} images common to all files of up to "
-        f"{len(places[most])} ({len(common) / len(places[most]):.1%}), expected at least {min_overlap:.1%}; for example "
-        f"{missing!r} is not in all of them. Extract both from the same images, or lower --min-overlap."
+        f"{len(places[most])} ({len(common) / len(places[most]):.1%}), expected at least {min_overlap:.1%}; for "
+        f"example {missing!r} is not in all of them. Extract both from the same images, or lower --min-overlap."
     )

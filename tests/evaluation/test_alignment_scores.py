@@ -153,6 +153,8 @@ def test_files_that_are_no_feature_files_are_refused(tmp_path):
         saved({"model": 1})
     with pytest.raises(DataError, match="found 2 rows of features, 1 names"):
         saved({"features": drawn(2, 3), "names": ["a"]})
+    with pytest.raises(DataError, match="holds no image"):
+        saved({"features": torch.zeros(0, 3), "names": []})
     with pytest.raises(DataError, match="names: found NoneType, expected a list of texts"):
         saved({"features": drawn(2, 3), "names": None})
     with pytest.raises(DataError, match=r"features: found int64 of shape \[2\]"):
