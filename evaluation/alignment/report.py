@@ -85,7 +85,8 @@ def _error_note(result: AlignmentResult) -> str:
         return "Standard errors were not asked for (halves: 0)."
     return (
         f"± is a standard error over the choice of images: the standard deviation over {result.scoring.halves} random "
-        "halves of them, an upper estimate where neighbours count. It says nothing of other data sets, seeds of transformations or training runs."
+        "halves of them, an upper estimate where neighbours count. It says nothing of other data sets, seeds of "
+        "transformations or training runs."
     )
 
 
