@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ import torch
 from common.errors import CheckpointError, first_line
 
 
-def read_torch_file(path: str | Path) -> Any:
+def read_torch_file(path: str | Path, records: Sequence[type] = ()) -> Any:
     """What a file holds: tensors, dicts, texts and numbers, on the CPU; tensors stay on disk until they are used.
+
+    Args:
+        records: classes that the file may hold besides; only such whose making and filling runs no code of the file's
+            choice.
 
     Raises: CheckpointError if it is damaged, or reading it could execute code.
     """
     is_archive = zipfile.is_zipfile(path)  # what torch writes today; only these can be memory-mapped
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+        with torch.serialization.safe_globals(list(records)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except Exception as error:  # torch raises many types for a damaged or refused file
         raise CheckpointError(f"{path}: {_why_unreadable(path, is_archive, error)}") from error
 

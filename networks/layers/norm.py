@@ -21,6 +21,24 @@ class GroupNorm(nn.GroupNorm):
             return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
 
 
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv 1910.07467).
+
+    Normalised in fp32 and brought back to the input's precision before the weight multiplies it, so that under autocast
+    the output has the weight's precision.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normalised = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return normalised.to(x.dtype) * self.weight
+
+
 class TokenRMSNorm(nn.Module):
     """x / max(||x||_2 over channels, 1e-12) * sqrt(C) * gamma, on tokens [B, L, C]."""
 

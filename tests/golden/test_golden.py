@@ -9,6 +9,11 @@ import pytest
 from tests.golden.cases import HERE, Case, collect
 from tests.golden.check_alignment import check_cknna, check_se_cknna, check_transforms
 from tests.golden.check_data import check_training_data
+from tests.golden.check_diffusion_networks import (
+    check_lightningdit_cfg,
+    check_lightningdit_forward,
+    check_reg_forward,
+)
 from tests.golden.check_discriminators import check_diffaug, check_head, check_patchgan, check_projected
 from tests.golden.check_encoders import check_encoder
 from tests.golden.check_generation import check_generation_metrics
@@ -53,11 +58,17 @@ CHECKS = {
     "tools_se_cknna": check_se_cknna,
     "tools_transforms": check_transforms,
     "diffusion_latent_dataset": check_latent_dataset,
+    "diffusion_lightningdit_cfg": check_lightningdit_cfg,
+    "diffusion_lightningdit_forward": check_lightningdit_forward,
+    "diffusion_reg_forward": check_reg_forward,
 }
 
 TO_COME = {
-    "diffusion_lightningdit": "diffusion",
-    "diffusion_reg": "diffusion",
+    "diffusion_lightningdit_loss": "diffusion",
+    "diffusion_lightningdit_ode": "diffusion",
+    "diffusion_reg_loss": "diffusion",
+    "diffusion_reg_ode": "diffusion",
+    "diffusion_reg_sde": "diffusion",
     "diffusion_transport": "diffusion",
     "vfmtok": "VFMTok",
 }
