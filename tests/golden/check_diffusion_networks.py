@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 
 import torch
@@ -132,6 +131,14 @@ def _stated(case: Case, name: str) -> float:
     return float(found[1])
 
 
+def _block_outputs(network: REGSiT, tokens: Tensor, c: Tensor) -> dict[str, Tensor]:
+    """All tokens after each block; `features` leaves the class token out."""
+    outputs = {}
+    for number, block in enumerate(network.blocks):
+        tokens = outputs[f"block{number}"] = block(tokens, c)
+    return outputs
+
+
 def check_reg_forward(case: Case) -> None:
     """All settings: velocities, projections, positions and the values on the way."""
     x, t, y, cls_token = (case.tensors[f"in.{name}"] for name in ("x", "t", "y", "cls"))
@@ -141,7 +148,6 @@ def check_reg_forward(case: Case) -> None:
             output = network(x, t, y, cls_token)
             tokens = network.embed(x, cls_token)
             c = network.condition(t, y)
-            blocks = itertools.accumulate(network.blocks, lambda state, block: block(state, c), initial=tokens)
             computed = {
                 "v": output.latent,
                 "cls_v": output.class_token,
@@ -149,7 +155,7 @@ def check_reg_forward(case: Case) -> None:
                 "tokens": tokens,
                 "c": c,
                 "pos_embed": network.pos_embed,
-                **{f"block{i}": state for i, state in enumerate(itertools.islice(blocks, 1, None))},
+                **_block_outputs(network, tokens, c),
             }
             sampled = network.velocity(x, t, y, cls_token)
         assert torch.equal(sampled.latent, output.latent) and torch.equal(sampled.class_token, output.class_token)
