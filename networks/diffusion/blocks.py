@@ -97,6 +97,7 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = rope(q), rope(k)
+        # Under autocast norms and rotation give fp32; a fast kernel wants all three in one precision.
         attended = attend(q.to(v.dtype), k.to(v.dtype), v)  # [B, heads, N, d]
         return self.proj(rearrange(attended, "b g n d -> b n (g d)"))
 
