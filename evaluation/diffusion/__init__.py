@@ -1,0 +1,1 @@
+"""Sampling of diffusion models: integrators, guidance, and the folders of samples that the decode tools read."""
