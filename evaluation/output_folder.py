@@ -1,4 +1,4 @@
-"""Folders of images that a tool fills: only its own files, all of one origin, with a manifest that says which."""
+"""Folders that a tool fills: only its own files, all of one origin, with a manifest that says which."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def refuse_other_origin(folder: Path, identity: dict[str, Any], remedy: str) -> 
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: cannot be read ({error}), so the images beside it may be of another model; {remedy} to write "
+            f"{path}: cannot be read ({error}), so the files beside it may be of another model; {remedy} to write "
             "them again."
         ) from error
     for key, expected in identity.items():
         if found.get(key) != expected:
             raise DataError(
-                f"{path}: {key}: found {found.get(key)}, expected {expected}; {remedy} to write all images again."
+                f"{path}: {key}: found {found.get(key)}, expected {expected}; {remedy} to write all files again."
             )
 
 
