@@ -9,6 +9,14 @@ import pytest
 from tests.golden.cases import HERE, Case, collect
 from tests.golden.check_alignment import check_cknna, check_se_cknna, check_transforms
 from tests.golden.check_data import check_training_data
+from tests.golden.check_diffusion import (
+    check_lightningdit_loss,
+    check_lightningdit_ode,
+    check_reg_loss,
+    check_reg_ode,
+    check_reg_sde,
+    check_transport,
+)
 from tests.golden.check_diffusion_networks import (
     check_lightningdit_cfg,
     check_lightningdit_forward,
@@ -60,16 +68,16 @@ CHECKS = {
     "diffusion_latent_dataset": check_latent_dataset,
     "diffusion_lightningdit_cfg": check_lightningdit_cfg,
     "diffusion_lightningdit_forward": check_lightningdit_forward,
+    "diffusion_lightningdit_loss": check_lightningdit_loss,
+    "diffusion_lightningdit_ode": check_lightningdit_ode,
     "diffusion_reg_forward": check_reg_forward,
+    "diffusion_reg_loss": check_reg_loss,
+    "diffusion_reg_ode": check_reg_ode,
+    "diffusion_reg_sde": check_reg_sde,
+    "diffusion_transport": check_transport,
 }
 
 TO_COME = {
-    "diffusion_lightningdit_loss": "diffusion",
-    "diffusion_lightningdit_ode": "diffusion",
-    "diffusion_reg_loss": "diffusion",
-    "diffusion_reg_ode": "diffusion",
-    "diffusion_reg_sde": "diffusion",
-    "diffusion_transport": "diffusion",
     "vfmtok": "VFMTok",
 }
 
