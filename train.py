@@ -1,4 +1,6 @@
-"""Train a tokenizer: `torchrun --standalone --nproc_per_node=K train.py --config FILE [--set section.key=value ...]`.
+"""Train a tokenizer or a diffusion model.
+
+    torchrun --standalone --nproc_per_node=K train.py --config FILE [--set section.key=value ...]
 
 Starts a run, or goes on from its newest complete checkpoint. One process, or many under torchrun.
 """
@@ -35,9 +37,9 @@ def main() -> int:
 
         print(yaml.safe_dump(dump(loaded.config), sort_keys=False), end="")
     if arguments.dry_run:
-        from trainer.dry_run import describe
+        from trainer.launch import describe
 
-        print(describe(loaded.config, ranks=int(os.environ.get("WORLD_SIZE", 1))))
+        print(describe(loaded.config))
     if only_looking:
         return 0
 

@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
-import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from common.distributed import all_gather_objects
 from common.errors import DataError
@@ -28,12 +24,12 @@ from data.augment import training_transform
 from data.config import DataConfig
 from data.decode import decode_image
 from data.labels import Captions, ClassLabels, build_labels
-from data.order import SampleOrder, micro_batch_positions
+from data.order import SampleOrder
 from data.skips import BadSample, Skip, SkipCounter, count_by_kind_and_shard
 from data.sources import SampleSource, build_source
+from data.stream import Share, load_micro_batches
 
 SUBSTITUTE_ATTEMPTS = 16
-_SECONDS_AFTER_SIGTERM = 10
 
 
 @dataclass(frozen=True)
@@ -174,10 +170,8 @@ class TrainingData:
     Args:
         config: the `data` section.
         seed: the run's seed; with the step, all that the batches depend on.
-        global_batch: images per optimiser step over all ranks.
-        micro_batch: images per micro-batch on one rank.
-        rank, world_size, accumulate: how a step is split; global_batch = micro_batch * world_size * accumulate.
-        pin_memory: hand out batches in page-locked memory (for copies to a GPU).
+        global_batch, micro_batch, rank, world_size, accumulate, pin_memory: what this rank takes of every step, as
+            `data.stream.Share` explains.
 
     In a distributed run every rank must build it (the index of shards is shared).
     Raises: DataError if there is nothing to read; NotBuiltError for labels that are vectors.
@@ -194,14 +188,8 @@ class TrainingData:
         accumulate: int = 1,
         pin_memory: bool = False,
     ):
-        assert global_batch == micro_batch * world_size * accumulate, "a step is not a whole number of micro-batches"
-        assert 0 <= rank < world_size
         self.config = config
-        self.global_batch = global_batch
-        self.micro_batch = micro_batch
-        self.rank = rank
-        self.accumulate = accumulate
-        self.pin_memory = pin_memory
+        self.share = Share(global_batch, micro_batch, rank, world_size, accumulate, pin_memory)
         self.labels = build_labels(config)
         self.source = build_source(config, seed)
         self.order = SampleOrder(self.source.shard_sizes, config.shuffle_window_shards, seed)
@@ -216,7 +204,12 @@ class TrainingData:
     @property
     def steps_per_epoch(self) -> int:
         """Steps until every sample has been seen once: ceil(N / global_batch)."""
-        return -(-len(self) // self.global_batch)
+        return -(-len(self) // self.share.global_batch)
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of the run with `one_epoch`; None: it is not ended by its data."""
+        return self.steps_per_epoch if self.config.one_epoch else None
 
     def micro_batches(self, first_step: int = 0) -> Iterator[Batch]:
         """This rank's micro-batches from a global step on, `accumulate` per step, without end.
@@ -225,28 +218,9 @@ class TrainingData:
         Raises: DataError when no substitute is found, or when a worker process died. Whether too large a share of the
             samples is bad is for `skips` to say, with the counts of all ranks.
         """
-        workers = self.config.workers
-        loader = DataLoader(
-            self.dataset,
-            sampler=_Starts(self, first_step),
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=workers,
-            prefetch_factor=self.config.prefetch_batches if workers else None,
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            worker_init_fn=_start_worker,
-            pin_memory=self.pin_memory,
+        return load_micro_batches(
+            self.dataset, self.share, first_step, self.config.workers, self.config.prefetch_batches, self.skips
         )
-        batches = _start(loader)
-        try:
-            while True:
-                batch = _next(batches)
-                if isinstance(batch, DataError):
-                    raise batch
-                self.skips.add(len(batch.positions), batch.skips, batch.conversions)
-                yield batch
-        finally:
-            del batches  # ends the workers now, also while a traceback keeps this frame
 
     def fingerprint(self) -> str:
         """SHA-256 over shard names and sizes: two equal ones have the same sample at every position."""
@@ -282,7 +256,7 @@ class TrainingData:
         shards = len(self.source.shard_names)
         lines = [
             f"Data: {len(self):,} samples in {shards:,} {'shard' if shards == 1 else 'shards'} of {self.config.path} "
-            f"({self.config.source}); {self.steps_per_epoch:,} steps of {self.global_batch} per epoch"
+            f"({self.config.source}); {self.steps_per_epoch:,} steps of {self.share.global_batch} per epoch"
         ]
         if self.config.filter_keys_path is not None:
             lines.append(
@@ -295,74 +269,3 @@ class TrainingData:
             more = f" and {len(worst) - 5} more" if len(worst) > 5 else ""
             lines.append(f"Left out: {sum(shards_of_kind.values())} x {kind}: {named}{more}")
         return "\n".join(lines)
-
-
-class _Starts:
-    """First positions of one rank's micro-batches, step after step without end."""
-
-    def __init__(self, data: TrainingData, first_step: int):
-        self._data = data
-        self._first_step = first_step
-
-    def __iter__(self) -> Iterator[int]:
-        data, step = self._data, self._first_step
-        while True:
-            for accumulation in range(data.accumulate):
-                yield micro_batch_positions(
-                    step,
-                    data.rank,
-                    accumulation,
-                    global_batch=data.global_batch,
-                    micro_batch=data.micro_batch,
-                    accumulate=data.accumulate,
-                ).start
-            step += 1
-
-
-def _start(loader: DataLoader) -> Iterator[Batch | DataError]:
-    """Start a loader's processes.
-
-    torch then raises from a signal handler, at any place of the training process, when one of them dies. `next`
-    notices too, within 5 seconds and where it can be handled: so the handler is taken back.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return iter(loader)
-    handler = signal.getsignal(signal.SIGCHLD)
-    batches = iter(loader)
-    signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
-    return batches
-
-
-def _next(batches: Iterator[Batch | DataError]) -> Batch | DataError:
-    try:
-        return next(batches)
-    except (RuntimeError, OSError, EOFError) as error:
-        if not _worker_died(error):
-            raise
-        raise DataError(
-            f"A data loader process died ({error}). Out of memory is the usual cause: lower data.workers or "
-            "data.prefetch_batches; data.workers = 0 shows the error itself."
-        ) from error
-
-
-def _worker_died(error: Exception) -> bool:
-    """Whether the loader found a worker dead (it says so), or lost it while taking over a batch."""
-    lost_connection = isinstance(error, (ConnectionError, FileNotFoundError, EOFError))
-    passed_on = "Caught" in str(error) and "in DataLoader worker process" in str(error)
-    return not passed_on and (lost_connection or "DataLoader worker" in str(error))
-
-
-def _unchanged(batch: Batch) -> Batch:
-    return batch
-
-
-def _start_worker(worker: int) -> None:
-    """Set up a loader process.
-
-    Job managers signal all processes of a job. The training process then finishes its step and needs its batches for
-    that, so a worker ignores the request to checkpoint and outlives the request to stop by some seconds.
-    """
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))

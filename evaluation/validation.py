@@ -108,6 +108,16 @@ class Validation:
         self._reading = threading.Lock()
         self._known_bad: set[str] = set()
 
+    @property
+    def every_ticks(self) -> int:
+        """Ticks between validations."""
+        return self.config.every_ticks
+
+    @property
+    def best_metric(self) -> str | None:
+        """What the best checkpoint is chosen by."""
+        return self.config.best_metric
+
     def _check_best_metric(self) -> None:
         metric, c = self.config.best_metric, self.config
         if metric in ("lpips", "efficientnet_perceptual") and metric != self.distance_name:

@@ -38,9 +38,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from configs.schema import load_config
+    from configs.schema import load_config, of_tokenizer
 
     loaded = load_config(arguments.config, arguments.overrides)
+    config = of_tokenizer(loaded)
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
 
@@ -52,8 +53,8 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = pick_device(arguments.device)
-    measurements = measure(loaded.config, device, arguments.batch_size, arguments.repeats, arguments.gemm_side)
-    record = as_record(measurements, loaded.config, device)
+    measurements = measure(config, device, arguments.batch_size, arguments.repeats, arguments.gemm_side)
+    record = as_record(measurements, config, device)
     print(json.dumps(record) if arguments.json else as_table(record))
 
 

@@ -8,10 +8,10 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -30,32 +30,10 @@ from trainer.config import CheckpointConfig
 from trainer.optimizer import load_optimizer_tensors, optimizer_tensors
 from trainer.systems.base import System
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from configs.experiment import Experiment
 
-# What may differ between a checkpoint and the run that resumes it. Everything else would be another run.
-MAY_CHANGE = (
-    "run.run_dir",
-    "run.device",
-    "data.path",
-    "data.cls_to_text_path",
-    "data.workers",
-    "data.prefetch_batches",
-    "data.index_dir",
-    "data.cache_dir",
-    "data.cache_max_gb",
-    "data.download_attempts",
-    "data.download_timeout_s",
-    "encoder.vfm_name",
-    "training.total_kimg",
-    "training.accumulate_gradients",
-    "training.init_from",
-    "training.cudnn_benchmark",
-    "losses.perceptual.vgg16_path",
-    "discriminator.dino_path",
-    "validation",
-    "checkpoint",
-    "logging",
-)
+log = logging.getLogger(__name__)
 
 
 def model_file(network: str, average: bool) -> str:
@@ -69,7 +47,7 @@ def save(
     system: System,
     optimizers: Mapping[str, torch.optim.Optimizer],
     state: Mapping[str, Any],
-    config: BaseModel,
+    config: Experiment,
     data_sha256: str,
     options: CheckpointConfig,
 ) -> Path:
@@ -89,10 +67,8 @@ def save(
         for name, network in system.networks.items():
             _save_finite(network.state_dict(), folder / model_file(name, average=False))
         for name, network in system.averages.items():
-            frozen = system.frozen_tensors() if options.include_encoder else {}
-            _save_finite(network.state_dict() | frozen, folder / model_file(name, average=True))
-        if options.include_encoder:
-            system.write_frozen_files(folder)
+            _save_finite(network.state_dict() | system.frozen_tensors(), folder / model_file(name, average=True))
+        system.write_frozen_files(folder)
         for phase in system.phases:
             tensors = optimizer_tensors(optimizers[phase.name], phase.parameters)
             _save_finite(tensors, folder / f"optimizer_{phase.name}.safetensors")
@@ -120,7 +96,7 @@ def load(
     folder: Path,
     system: System,
     optimizers: Mapping[str, torch.optim.Optimizer],
-    config: BaseModel,
+    config: Experiment,
     data_sha256: str,
 ) -> dict[str, Any]:
     """Restore a checkpoint that `verify` has accepted; returns the trainer's counters.
@@ -139,10 +115,20 @@ def load(
         _load_exactly(network, folder / model_file(name, average=False))
     for name, network in system.averages.items():
         _load_exactly(network, folder / model_file(name, average=True))
-    for phase in system.phases:
-        tensors = load_file(folder / f"optimizer_{phase.name}.safetensors")
-        load_optimizer_tensors(optimizers[phase.name], phase.parameters, tensors)
+    load_optimizers(folder, system, optimizers)
     return json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
+
+
+def load_optimizers(folder: Path, system: System, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+    """Restore the optimisers' state of a checkpoint. Raises CheckpointError if it is of other networks."""
+    for phase in system.phases:
+        path = folder / f"optimizer_{phase.name}.safetensors"
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing; only checkpoints that a training wrote have it.")
+        try:
+            load_optimizer_tensors(optimizers[phase.name], phase.parameters, load_file(path))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
 
 def newest(run_dir: Path) -> Path | None:
@@ -157,7 +143,7 @@ def newest(run_dir: Path) -> Path | None:
     return folder
 
 
-def require_same_run(folder: Path, stored: Mapping[str, Any], config: BaseModel) -> None:
+def require_same_run(folder: Path, stored: Mapping[str, Any], config: Experiment) -> None:
     """Refuse to resume a run under another configuration.
 
     A key that did not exist when the checkpoint was written counts with its default.
@@ -169,7 +155,7 @@ def require_same_run(folder: Path, stored: Mapping[str, Any], config: BaseModel)
     differences = [
         f"  {key}: {old!r} in the checkpoint, {new!r} now"
         for key, old, new in _differences(stored, config.model_dump(mode="json"))
-        if not any(key == free or key.startswith(free + ".") for free in MAY_CHANGE)
+        if not any(key == free or key.startswith(free + ".") for free in config.MAY_CHANGE)
     ]
     if differences:
         raise CheckpointError(

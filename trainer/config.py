@@ -53,36 +53,48 @@ class EquivarianceConfig(StrictModel):
 
 
 class TrainingConfig(StrictModel):
-    """Schedule and numerics."""
+    """Schedule and numerics that every system has."""
 
+    batch_size: PositiveInt = Field(4, description="Images per optimiser step, over all ranks.")
+    accumulate_gradients: PositiveInt = Field(1, description="Micro-batches per optimiser step on each rank.")
+    total_kimg: PositiveFloat = Field(25000, description="Stop after so many thousand images.")
+    kimg_per_tick: PositiveFloat = Field(4, description="Thousand images between two log lines.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="fp32; bf16 autocast; fp16 autocast with a scaled loss."
+    )
+    fused_optimizer: bool = Field(False, description="PyTorch's fused Adam.")
+    cudnn_benchmark: bool = Field(True, description="Let cuDNN pick its kernels by timing.")
+    init_from: str | None = Field(None, description="Checkpoint whose weights start a new run.")
+    init_kimg: NonNegativeFloat = Field(
+        0, description="Images seen by these weights, in thousands; they count for total_kimg."
+    )
+    init_optimizer: bool = Field(False, description="Also take the optimisers' state from init_from, a run of its own.")
+
+
+class TokenizerTrainingConfig(TrainingConfig):
+    """Schedule and numerics of a tokenizer."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="fp32; bf16 autocast; fp16 in the decoder's num_fp16_res upper blocks (CUDA)."
+    )
+    init_kimg: NonNegativeFloat = Field(
+        0, description="Images seen by these weights, in thousands; at 0 the EMA starts anew."
+    )
+    init_discriminator: bool = Field(True, description="Also take the discriminators from init_from.")
     train_mode: Literal["train_all", "train_decoder", "train_the_second_half_decoder"] = Field(
         "train_all", description="Which part of the tokenizer is trained; the encoder never is."
     )
     freeze_below_resolution: PositiveInt = Field(
         32, description="train_the_second_half_decoder trains the blocks above this resolution."
     )
-    batch_size: PositiveInt = Field(4, description="Images per optimiser step, over all ranks.")
-    accumulate_gradients: PositiveInt = Field(1, description="Micro-batches per optimiser step on each rank.")
-    total_kimg: PositiveFloat = Field(25000, description="Stop after so many thousand images.")
-    kimg_per_tick: PositiveFloat = Field(4, description="Thousand images between two log lines.")
     ema_kimg: NonNegativeFloat = Field(10, description="Half-life of the EMA in thousand images.")
     ema_rampup: PositiveFloat | None = Field(
         0.05, description="The half-life is at most this share of the images seen; null: constant."
-    )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="fp32; bf16 autocast; fp16 in the decoder's num_fp16_res upper blocks (CUDA)."
     )
     share_generator_forward: bool = Field(
         False, description="One pass of the tokenizer serves both phases of a step; false: one for each."
     )
     channels_last: bool = Field(False, description="Store activations channels-last (faster convolutions).")
-    fused_optimizer: bool = Field(False, description="PyTorch's fused Adam.")
-    cudnn_benchmark: bool = Field(True, description="Let cuDNN pick its kernels by timing.")
-    init_from: str | None = Field(None, description="Checkpoint whose weights start a new run.")
-    init_kimg: NonNegativeFloat = Field(
-        0, description="Images seen by these weights, in thousands; at 0 the EMA starts anew."
-    )
-    init_discriminator: bool = Field(True, description="Also take the discriminators from init_from.")
 
 
 class GuardConfig(StrictModel):
@@ -97,10 +109,15 @@ class GuardConfig(StrictModel):
     max_loss_jump: PositiveFloat = Field(
         10, description="A reconstruction loss above this times its value at the last accepted step is refused."
     )
-    max_discriminator_loss: PositiveFloat = Field(1e4, description="A discriminator loss beyond this is refused.")
     grace_kimg: NonNegativeFloat = Field(
-        0, description="The two rules on losses hold after so many thousand images of the run (published: 50)."
+        0, description="Rules on losses hold after so many thousand images of the run (published tokenizers: 50)."
     )
+
+
+class TokenizerGuardConfig(GuardConfig):
+    """The same for a tokenizer with discriminators."""
+
+    max_discriminator_loss: PositiveFloat = Field(1e4, description="A discriminator loss beyond this is refused.")
 
 
 class CheckpointConfig(StrictModel):
@@ -109,15 +126,25 @@ class CheckpointConfig(StrictModel):
     network_snapshot_ticks: PositiveInt = Field(50, description="Ticks between checkpoints.")
     keep_last: PositiveInt = Field(3, description="Newest checkpoints that stay.")
     keep_every: PositiveInt | None = Field(None, description="Also keep every N-th checkpoint for good.")
+
+
+class TokenizerCheckpointConfig(CheckpointConfig):
+    """The same for a tokenizer."""
+
     include_encoder: bool = Field(False, description="Copy the frozen encoder into every checkpoint.")
 
 
 class LoggingConfig(StrictModel):
     """What is shown besides the JSONL log, which is always written."""
 
-    image_snapshot_ticks: PositiveInt | None = Field(50, description="Ticks between sample grids; null: none.")
-    image_snapshot_count: PositiveInt = Field(16, description="Images per grid, those of the validation too.")
     wandb_project_name: str | None = Field(None, description="Weights & Biases project; null: not used.")
     wandb_run_name: str | None = Field(None, description="Name of the run there.")
     wandb_mode: Literal["online", "offline", "disabled"] = Field("offline", description="How it is used.")
     tensorboard: bool = Field(False, description="Also write TensorBoard events to the run folder.")
+
+
+class TokenizerLoggingConfig(LoggingConfig):
+    """The same for a tokenizer, whose images can be looked at."""
+
+    image_snapshot_ticks: PositiveInt | None = Field(50, description="Ticks between sample grids; null: none.")
+    image_snapshot_count: PositiveInt = Field(16, description="Images per grid, those of the validation too.")

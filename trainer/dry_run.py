@@ -27,7 +27,7 @@ from trainer.freeze import Selection, select_trainable
 from trainer.systems.adversarial import without_weight_gradients
 
 if TYPE_CHECKING:
-    from configs.schema import VFMVAEExperiment
+    from configs.vfm_vae import VFMVAEExperiment
 
 ADAM_BYTES_PER_PARAMETER = 4 * 4  # weight, gradient and two moments in fp32
 EMA_BYTES_PER_PARAMETER = 4

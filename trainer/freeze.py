@@ -8,7 +8,7 @@ from torch import nn
 
 from common.errors import UserError
 from networks.vfm_vae import VFMVAETokenizer
-from trainer.config import TrainingConfig
+from trainer.config import TokenizerTrainingConfig
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Selection:
     frozen: int
 
 
-def select_trainable(model: VFMVAETokenizer, config: TrainingConfig) -> Selection:
+def select_trainable(model: VFMVAETokenizer, config: TokenizerTrainingConfig) -> Selection:
     """Switch gradients on for the parts that the train mode names and off for everything else.
 
     `train_all`: all but the encoder. `train_decoder`: the decoder with expansion and mapping network.
@@ -41,7 +41,7 @@ def select_trainable(model: VFMVAETokenizer, config: TrainingConfig) -> Selectio
     return Selection(names, trainable, sum(p.numel() for p in model.parameters()) - trainable)
 
 
-def _selected_modules(model: VFMVAETokenizer, config: TrainingConfig) -> list[str]:
+def _selected_modules(model: VFMVAETokenizer, config: TokenizerTrainingConfig) -> list[str]:
     if config.train_mode == "train_all":
         return list(model.trainable_parts())
     if config.train_mode == "train_decoder":

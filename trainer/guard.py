@@ -28,7 +28,8 @@ SPIKES_FROM_STEP = 20
 class LossMonitor:
     """Which losses make a step unsafe (the reference's safe-loss monitoring).
 
-    Reconstruction losses are compared with their values at the last accepted step, discriminator losses with a bound.
+    Reconstruction losses are compared with their values at the last accepted step, discriminator losses with a bound
+    that their phase brings along.
 
     Args:
         config: the factors.
@@ -50,9 +51,10 @@ class LossMonitor:
             if reference > SMALLEST_REFERENCE and value > self.config.max_loss_jump * reference:
                 reason = f"more than {self.config.max_loss_jump:g} times the {reference:g} of the step before"
                 found.setdefault(name, reason)
-        for name in phase.bounded_losses & values.keys():
-            if abs(values[name]) > self.config.max_discriminator_loss:
-                found.setdefault(name, f"beyond the bound of {self.config.max_discriminator_loss:g}")
+        for name in phase.bounded_losses.keys() & values.keys():
+            bound = phase.bounded_losses[name]
+            if abs(values[name]) > bound:
+                found.setdefault(name, f"beyond the bound of {bound:g}")
         return found
 
     def accept(self, values: Mapping[str, float], phase: Phase) -> None:

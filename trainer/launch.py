@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,17 +12,17 @@ import torch
 from common.distributed import finalise, initialise, on_rank_0, pick_device, rank, world_size
 from common.lock import locked
 from common.registry import import_object
-from data.pipeline import TrainingData
 from trainer.config import TrainingConfig
 from trainer.signals import STOPPED_EXIT_CODE
 from trainer.systems import SYSTEMS
+from trainer.systems.base import System
 from trainer.trainer import Trainer
 
 if TYPE_CHECKING:
-    from configs.schema import VFMVAEExperiment
+    from configs.experiment import Experiment
 
 
-def launch(config: VFMVAEExperiment) -> int:
+def launch(config: Experiment) -> int:
     """Run a training on this process's share of the devices; returns the process's exit code.
 
     Raises: UserError for what a user can put right.
@@ -33,19 +34,19 @@ def launch(config: VFMVAEExperiment) -> int:
         _start_logging()
         on_rank_0(lambda: held.enter_context(locked(config.run.run_dir)))
         set_up_numerics(config.training)
-        data = TrainingData(
-            config.data,
-            seed=config.run.random_seed,
-            global_batch=config.training.batch_size,
-            micro_batch=config.training.batch_size // (world_size() * config.training.accumulate_gradients),
-            rank=rank(),
-            world_size=world_size(),
-            accumulate=config.training.accumulate_gradients,
-            pin_memory=device.type == "cuda",
-        )
-        system = import_object(SYSTEMS[config.system])(config, device)
-        finished = Trainer(config, system, data, device).run()
+        run = system_class(config).prepare(config, device, pin_memory=device.type == "cuda")
+        finished = Trainer(config, run.system, run.data, device).run()
     return 0 if finished else STOPPED_EXIT_CODE
+
+
+def describe(config: Experiment) -> str:
+    """What `--dry-run` prints, for as many ranks as torchrun has started."""
+    return system_class(config).describe(config, int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def system_class(config: Experiment) -> type[System]:
+    """The system that a configuration names."""
+    return import_object(SYSTEMS[config.system])
 
 
 def _start_logging() -> None:

@@ -14,21 +14,19 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from common.checkpoint_folder import checkpoint_path
+from common.checkpoint_folder import checkpoint_path, find_checkpoint
 from common.distributed import all_gather, all_reduce, barrier, on_rank_0, raise_together, rank
 from common.errors import CheckpointError, UserError
 from common.files import write_text_atomically
-from data.pipeline import Batch, TrainingData
 from data.skips import SkipCounter
+from data.stream import MicroBatch, TrainingStream
 from evaluation.cost import peak_memory_gb, resident_memory_gb
-from evaluation.validation import Validation
-from networks.checkpoint import origin_of
 from networks.checkpoint.origin import Origin
 from trainer import checkpointing
 from trainer.alarms import silent_deaths
 from trainer.backends import Backends, open_backends
 from trainer.best import Best, show_best
-from trainer.ema import ema_beta, update_ema
+from trainer.ema import update_ema
 from trainer.guard import Guard
 from trainer.metrics import JSONLLog, Means
 from trainer.optimizer import build_adam, learning_rate
@@ -38,7 +36,7 @@ from trainer.snapshots import save_grid
 from trainer.systems.base import MicroStep, Phase, System
 
 if TYPE_CHECKING:
-    from configs.schema import VFMVAEExperiment
+    from configs.experiment import Experiment
 
 log = logging.getLogger(__name__)
 MAX_SAVE_FAILURES = 3
@@ -58,7 +56,7 @@ class Trainer:
         step: optimiser steps done.
     """
 
-    def __init__(self, config: VFMVAEExperiment, system: System, data: TrainingData, device: torch.device):
+    def __init__(self, config: Experiment, system: System, data: TrainingStream, device: torch.device):
         self.config, self.system, self.data, self.device = config, system, data, device
         self.settings: dict[str, Any] = config.model_dump(mode="json")
         self.training = config.training
@@ -75,8 +73,8 @@ class Trainer:
         self.nimg = round(1000 * self.training.init_kimg)
         self.guard = Guard(config.guard, self.nimg)
         self.total_nimg = round(1000 * self.training.total_kimg)
-        if config.data.one_epoch:
-            self.total_nimg = min(self.total_nimg, self.nimg + data.steps_per_epoch * self.training.batch_size)
+        if data.steps is not None:
+            self.total_nimg = min(self.total_nimg, self.nimg + data.steps * self.training.batch_size)
         self.tick = 0
         self.tick_start_nimg = self.nimg
         self.train_seconds = 0.0
@@ -85,16 +83,7 @@ class Trainer:
         self.all_save_failures = 0
         self.origin: Origin | None = None
         self.best: Best | None = None
-        self.validation = self._open_validation()
         self._start_clocks()
-
-    def _open_validation(self) -> Validation | None:
-        c = self.config
-        if c.validation is None:
-            return None
-        data = c.validation.as_data(c.data, with_labels=c.decoder.conditional)
-        vgg16_path = c.losses.perceptual.vgg16_path if c.losses.perceptual else None
-        return Validation(c.validation, data, vgg16_path, c.logging.image_snapshot_count, self.device)
 
     # --- a run ---------------------------------------------------------------------------------------------------
 
@@ -153,11 +142,7 @@ class Trainer:
             if rank() == 0:
                 show_best(self.run_dir, None)
             if self.training.init_from is not None:
-                taken = self.system.load_initial(self.training.init_from, self.training.init_discriminator)
-                log.info("Started with %s.", taken)
-                self.origin = origin_of(self.training.init_from)
-                if self.origin is not None:
-                    log.info("What this run writes derives from %s.", self.origin)
+                self._take_initial(self.training.init_from)
             else:
                 log.info("No checkpoint in %s yet: starting from scratch.", self.run_dir)
         self.backends = Backends({})
@@ -168,6 +153,17 @@ class Trainer:
         log.info("%s", self.system.summary())
         log.info("%s", self.data.describe())
         barrier()
+
+    def _take_initial(self, path: str) -> None:
+        """Start with what an earlier run has learnt."""
+        initial = self.system.load_initial(path)
+        log.info("Started with %s.", initial.taken)
+        if self.training.init_optimizer:
+            checkpointing.load_optimizers(find_checkpoint(path, log.warning), self.system, self.optimizers)
+            log.info("The optimisers go on from their state there.")
+        self.origin = initial.origin
+        if self.origin is not None:
+            log.info("What this run writes derives from %s.", self.origin)
 
     def _resume(self, folder: Path) -> None:
         """Take everything back to where it was when a checkpoint was written, the log too."""
@@ -225,7 +221,7 @@ class Trainer:
 
     # --- a step --------------------------------------------------------------------------------------------------
 
-    def train_step(self, batches: Iterator[Batch]) -> bool:
+    def train_step(self, batches: Iterator[MicroBatch]) -> bool:
         """All phases on one global batch, then the EMA. Returns whether any rank was asked to stop."""
         micro_batches, stop = self._fetch(batches)
         if self.step in self.guard.left_out:
@@ -250,11 +246,11 @@ class Trainer:
         return stop
 
     def _update_averages(self) -> None:
-        beta = ema_beta(self.nimg, self.training.batch_size, self.training.ema_kimg, self.training.ema_rampup)
+        beta = self.system.ema_beta(self.nimg)
         for name, average in self.system.averages.items():
             update_ema(average, self.system.networks[name], beta)
 
-    def _fetch(self, batches: Iterator[Batch]) -> tuple[list[Batch], bool]:
+    def _fetch(self, batches: Iterator[MicroBatch]) -> tuple[list[MicroBatch], bool]:
         """The micro-batches of a step, and whether any rank was asked to stop.
 
         Raises: on every rank, the error of the first rank that has no batch, or DataError if too large a share of the
@@ -275,7 +271,7 @@ class Trainer:
             skips.gather().check()
         return micro_batches, bool(stop)
 
-    def train_phase(self, phase: Phase, micro_batches: list[Batch], values: dict[str, float]) -> bool:
+    def train_phase(self, phase: Phase, micro_batches: list[MicroBatch], values: dict[str, float]) -> bool:
         """Forward and backward on every micro-batch, then one optimiser step if all ranks agree. Returns whether.
 
         What an accepted phase reports joins `values`. A refused one leaves everything as it was, also the buffers that
@@ -351,7 +347,7 @@ class Trainer:
             self.backends.write(line)
             shown = {name.removeprefix("loss/"): f"{v:.4g}" for name, v in line.items() if name.startswith("loss/")}
             bar.set_postfix({k: v for k, v in shown.items() if "/" not in k}, refresh=False)
-        if self._is_due(self.config.logging.image_snapshot_ticks, done):
+        if self._is_due(self.system.sample_ticks, done):
             self._save_samples()
         self.tick += 1
         self.tick_start_nimg = self.nimg
@@ -367,19 +363,19 @@ class Trainer:
 
     @property
     def _validation_ticks(self) -> int | None:
-        return None if self.validation is None else self.validation.config.every_ticks
+        return None if self.system.validation is None else self.system.validation.every_ticks
 
     def _validate(self, line: dict[str, Any]) -> Best | None:
         """Validate the EMA; what it found joins the log line. Returns it if the weights are the best so far."""
-        started = time.monotonic()
-        result = self.validation.run(self.system.reconstruct)
+        started, plan = time.monotonic(), self.system.validation
+        result = self.system.validate()
         line |= {f"validation/{name}": value for name, value in result.values.items()}
         line["timing/validation_seconds"] = time.monotonic() - started
         self._save_grid("validation", result.inputs, result.outputs)
-        metric = self.validation.config.best_metric
+        metric = plan.best_metric
         if metric is None or metric not in result.values:
             return None
-        found = Best(self.nimg, metric, result.values[metric], self.validation.fingerprint())
+        found = Best(self.nimg, metric, result.values[metric], plan.fingerprint())
         return found if found.beats(self.best) else None
 
     def _log_line(self) -> dict[str, Any]:
@@ -408,15 +404,15 @@ class Trainer:
         return line
 
     def _save_samples(self) -> None:
-        """Reconstruct samples of the training data for a grid, on rank 0."""
+        """Write a grid of the system's samples, on rank 0."""
         if rank() != 0:
             return
         try:
-            batch = self.data.preview(self.config.logging.image_snapshot_count)
+            pictures = self.system.sample_grid(self.data)
         except UserError as error:
             log.warning("There is no sample grid after %s images: %s", f"{self.nimg:,}", error)
             return
-        self._save_grid("reconstructions", batch.images, self.system.sample_images(batch))
+        self._save_grid(pictures.name, pictures.inputs, pictures.outputs)
 
     def _save_grid(self, name: str, inputs: Tensor, outputs: Tensor) -> None:
         """Write a grid on rank 0; a training does not end because a picture could not be written."""

@@ -113,7 +113,7 @@ def test_a_run_whose_samples_are_too_bad_stops_and_names_the_shard(tmp_path, tin
 def one_rank(data: TrainingData) -> SimpleNamespace:
     """What a trainer needs to fetch its batches, without networks."""
     return SimpleNamespace(
-        training=SimpleNamespace(accumulate_gradients=data.accumulate),
+        training=SimpleNamespace(accumulate_gradients=data.share.accumulate),
         data=data,
         stop=SimpleNamespace(requested=False),
         device=torch.device("cpu"),

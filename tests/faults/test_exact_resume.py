@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from common.config import Source
-from configs.schema import VFMVAEExperiment, check
+from configs.schema import check
+from configs.vfm_vae import VFMVAEExperiment
 from losses import LOSSES, warmup
 from tests.faults.conftest import largest_difference
 from tests.tiny import SMALL, tiny_values, write_class_texts, write_data

@@ -19,7 +19,7 @@ from networks.quantizer import MultiCodebookQuantizer, usage_percent
 from networks.tokens import map_to_tokens, tokens_to_map
 from tests.golden.cases import Case, fill, load_filled
 from tests.golden.check_networks import codebook_losses
-from trainer.config import AdamConfig, GuardConfig
+from trainer.config import AdamConfig, GuardConfig, TokenizerGuardConfig
 from trainer.ema import ema_beta, update_ema
 from trainer.guard import LossMonitor
 from trainer.systems.base import Phase
@@ -159,7 +159,8 @@ def check_safe_loss(case: Case) -> None:
     """
     reconstruction, discriminator = frozenset({"l1_pixel_loss"}), {"stylegan_t_" + part for part in PARTS}
     generator_phase = Phase("G", torch.nn.Identity(), {}, AdamConfig(), reconstruction_losses=reconstruction)
-    discriminator_phase = Phase("D", torch.nn.Identity(), {}, AdamConfig(), bounded_losses=frozenset(discriminator))
+    bounds = dict.fromkeys(discriminator, TokenizerGuardConfig().max_discriminator_loss)
+    discriminator_phase = Phase("D", torch.nn.Identity(), {}, AdamConfig(), bounded_losses=bounds)
     start = round(1000 * case.facts["resume_kimg"])
     monitor = LossMonitor(GuardConfig(grace_kimg=PUBLISHED_GRACE_KIMG), start)
     for i, row in enumerate(case.facts["rows"]):

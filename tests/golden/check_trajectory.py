@@ -13,7 +13,8 @@ from torch import Tensor
 
 from common.config import Source
 from configs.reference import translate
-from configs.schema import VFMVAEExperiment, check
+from configs.schema import check
+from configs.vfm_vae import VFMVAEExperiment
 from data.skips import SkipCounter
 from losses.lpips import LPIPS
 from networks.checkpoint import to_own_name
@@ -140,7 +141,7 @@ def _trainer(case: Case) -> Trainer:
     own = {to_own_name(key, family=facts["vfm"]["family"]): value for key, value in state.items()}
     for model in (system.tokenizer, system.average):
         load_filled(model, own)
-    return Trainer(config, system, SimpleNamespace(skips=SkipCounter(0)), device)
+    return Trainer(config, system, SimpleNamespace(skips=SkipCounter(0), steps=None), device)
 
 
 def _config(facts: dict) -> VFMVAEExperiment:

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from common.errors import CheckpointError, UserError
-from configs.schema import VFMVAEExperiment, load_config
+from configs.schema import load_config
+from configs.vfm_vae import VFMVAEExperiment
 from evaluation.cost import count_flops
 from networks.discriminators.backbone import empty_backbone
 from networks.vfm_vae import VFMVAETokenizer

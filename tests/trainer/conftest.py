@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from common.config import Source
-from configs.schema import VFMVAEExperiment, check
+from configs.schema import check
+from configs.vfm_vae import VFMVAEExperiment
 from data.pipeline import TrainingData
 from tests.tiny import tiny_values
 from trainer.metrics import read_log

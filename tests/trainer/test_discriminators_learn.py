@@ -60,6 +60,7 @@ def test_a_discriminator_learns_to_tell_pictures_from_blurred_ones(term: str) ->
         Objective({term: weighting}),
         DiscriminatorWarmup(stylegan_t=False, patchgan=False),
         optimizer,
+        max_loss=1e4,
         interpolation="bilinear",
         label_dim=0,
         seed=0,

@@ -22,7 +22,7 @@ PHASE = Phase(
     {},
     AdamConfig(),
     reconstruction_losses=frozenset({"loss/l1_pixel"}),
-    bounded_losses=frozenset({"loss/stylegan_t"}),
+    bounded_losses={"loss/stylegan_t": 1e4},
 )
 
 

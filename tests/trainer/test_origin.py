@@ -51,7 +51,11 @@ def test_a_run_starts_from_a_reference_file_and_from_its_folder_alike(make_confi
     write_reference(tmp_path / "a.pth", ReferenceCheckpoint(average, raw))
     reference_to_folder(tmp_path / "a.pth", tmp_path / "model", first.config.tokenizer())
     for path in (tmp_path / "a.pth", tmp_path / "model"):
-        trainer = build_trainer(make_config(changes={"run.random_seed": 9, "training.init_from": str(path)}))
-        trainer.system.load_initial(str(path), with_discriminators=False)
+        trainer = build_trainer(
+            make_config(
+                changes={"run.random_seed": 9, "training.init_from": str(path), "training.init_discriminator": False}
+            )
+        )
+        trainer.system.load_initial(str(path))
         for found, expected in zip((trainer.system.tokenizer, trainer.system.average), weights, strict=True):
             assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())

@@ -208,7 +208,7 @@ def test_a_conditional_decoder_is_given_the_labels_of_the_set(validating, monkey
         return decode(model, z, c)
 
     monkeypatch.setattr(type(trainer.system.average), "decode", seen)
-    assert trainer.validation.run(trainer.system.reconstruct).values["images"] == 6
+    assert trainer.system.validate().values["images"] == 6
     # Every third of 20 pictures, whose class is their number modulo 3; the last batch of 4 is filled up.
     expected = [number % 3 for number in (0, 3, 6, 10, 13, 16, 16, 16)]
     assert torch.cat(given).argmax(1).tolist() == expected

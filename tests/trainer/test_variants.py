@@ -12,7 +12,8 @@ import torch
 
 from common.config import Source
 from common.errors import CheckpointError, DataError, UserError
-from configs.schema import VFMVAEExperiment, check
+from configs.schema import check
+from configs.vfm_vae import VFMVAEExperiment
 from data.pipeline import Batch
 from networks.checkpoint import load_tokenizer
 from networks.checkpoint.convert import folder_to_reference

@@ -68,12 +68,12 @@ def decode(arguments: argparse.Namespace, device) -> int:
     from pathlib import Path
 
     from common import distributed
-    from configs.schema import load_config
+    from configs.schema import load_config, of_tokenizer
     from data.labels import read_class_texts
     from evaluation.decoding import DecodePlan, DecodeTargets, decode_folder
     from networks.checkpoint import load_tokenizer
 
-    config = load_config(arguments.use_config).config.tokenizer() if arguments.use_config else None
+    config = of_tokenizer(load_config(arguments.use_config)).tokenizer() if arguments.use_config else None
     summary = decode_folder(
         load_tokenizer(arguments.vae_pth, config, device=device, weights=arguments.weights),
         DecodePlan(

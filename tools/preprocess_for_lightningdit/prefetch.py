@@ -22,11 +22,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from configs.schema import load_config
+    from configs.schema import load_config, of_tokenizer
     from evaluation.prefetch.lightningdit import LightningDiTFormat
     from networks.checkpoint import load_tokenizer
 
-    config = load_config(arguments.use_config).config.tokenizer() if arguments.use_config else None
+    config = of_tokenizer(load_config(arguments.use_config)).tokenizer() if arguments.use_config else None
     run_prefetch(
         arguments,
         LightningDiTFormat(arguments.latent, arguments.seed, arguments.dtype, arguments.stats),

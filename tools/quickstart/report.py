@@ -27,19 +27,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     from common.files import write_json_atomically, write_text_atomically
-    from configs.schema import load_config
+    from configs.schema import load_config, of_tokenizer
     from evaluation.quickstart_report import Report, read_photographs, render, results_of, score_crops
     from evaluation.training_log import summarise_log
     from trainer.metrics import read_log
 
     log_path = arguments.run_dir / "log.jsonl"
-    run = load_config(arguments.run_dir / "config.yaml").config
+    run = of_tokenizer(load_config(arguments.run_dir / "config.yaml"))
     report = Report(
         crops=score_crops(arguments.images_dir),
         photographs=read_photographs(arguments.photographs),
         log=summarise_log(read_log(log_path), str(log_path)),
         model=facts_of(run),
-        published=facts_of(load_config(arguments.published_config).config),
+        published=facts_of(of_tokenizer(load_config(arguments.published_config))),
         published_name=arguments.published_config.stem,
         seed=run.run.random_seed,
     )

@@ -64,11 +64,11 @@ def main() -> int:
 
 def reconstruct(arguments: argparse.Namespace, device):
     """Reconstruct what the arguments say; returns the `Summary`."""
-    from configs.schema import load_config
+    from configs.schema import load_config, of_tokenizer
     from evaluation.reconstruction import Protocol, reconstruct_folder
     from networks.checkpoint import load_tokenizer
 
-    config = load_config(arguments.use_config).config.tokenizer() if arguments.use_config else None
+    config = of_tokenizer(load_config(arguments.use_config)).tokenizer() if arguments.use_config else None
     model = load_tokenizer(arguments.vae_pth, config, device=device, weights=arguments.weights)
     refuse_conditional(model.config)
     resolution = arguments.resolution or model.config.img_resolution

@@ -1,7 +1,7 @@
 """Systems: which networks there are, what one step does, what is logged. The trainer knows none by name.
 
-Adding one: write `trainer/systems/<name>.py` with a `System`, add a line to `SYSTEMS`, and put its configuration
-together in `configs/schema.py`.
+Adding one: write `trainer/systems/<name>.py` with a `System`, and add a line to `SYSTEMS`; put its configuration
+together in `configs/<name>.py`, and add a line to `EXPERIMENTS` in `configs/schema.py`.
 """
 
 from __future__ import annotations

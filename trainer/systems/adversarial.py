@@ -39,6 +39,7 @@ class Adversary:
         objective: the run's terms.
         warmup: which discriminators wait for another loss to settle.
         optimizer: options of their optimiser.
+        max_loss: a loss of theirs beyond this makes a step unsafe.
         interpolation: how images are resized for them.
         label_dim: width of the labels that they are conditioned on; 0 for none.
         seed: of their initial weights.
@@ -54,6 +55,7 @@ class Adversary:
         objective: Objective,
         warmup: DiscriminatorWarmup,
         optimizer: AdamConfig,
+        max_loss: float,
         interpolation: str,
         label_dim: int,
         seed: int,
@@ -73,9 +75,9 @@ class Adversary:
             self.judge,
             {name: p for name, p in self.discriminators.named_parameters() if p.requires_grad},
             optimizer,
-            bounded_losses=frozenset(
-                f"{PHASE}/{name}{part}" for name in names for part in ("", "/fake_loss", "/real_loss")
-            ),
+            bounded_losses={
+                f"{PHASE}/{name}{part}": max_loss for name in names for part in ("", "/fake_loss", "/real_loss")
+            },
         )
 
     def takes_part(self, nimg: int) -> bool:

@@ -17,13 +17,15 @@ from common.errors import DataError
 from common.random import keyed_seed, python_generator, torch_generator
 from common.resize import resize_images
 from common.value_range import signed_to_unit, uint8_to_unit, unit_to_signed, unit_to_uint8
+from data.pipeline import Batch, TrainingData
 from evaluation.reconstruction import Protocol, reconstruct_batch
+from evaluation.validation import Validation, ValidationResult
 from losses.adaptive_weight import adaptive_weight
 from losses.interfaces import LossInputs
 from losses.objective import Objective, Value, details, total
 from losses.schedule import Moment
 from losses.warmup import DiscriminatorWarmup
-from networks.checkpoint import has_noise_maps, load_weights, read_weights, require_same_encoder
+from networks.checkpoint import has_noise_maps, load_weights, origin_of, read_weights, require_same_encoder
 from networks.checkpoint.folder import encoder_facts, model_config_values, write_encoder_files
 from networks.conditioning import Labels, TextCache, text_width
 from networks.discriminators.backbone import TappedViT
@@ -34,15 +36,15 @@ from networks.fingerprint import weights_fingerprint
 from networks.interfaces import Conditioning, TokenizerOutput
 from networks.quantizer import usage_percent
 from networks.vfm_vae import VFMVAETokenizer
+from trainer.ema import ema_beta
 from trainer.freeze import select_trainable, trained_parameters
 from trainer.parallel import distribute
 from trainer.systems import adversarial
 from trainer.systems.adversarial import Adversary
-from trainer.systems.base import MicroStep, Phase
+from trainer.systems.base import Initial, MicroStep, Phase, Pictures, Prepared, share_of_rank
 
 if TYPE_CHECKING:
-    from configs.schema import VFMVAEExperiment
-    from data.pipeline import Batch
+    from configs.vfm_vae import VFMVAEExperiment
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +140,7 @@ class VFMVAESystem:
                 self.objective,
                 self.warmup,
                 config.optimizer.discriminator,
+                config.guard.max_discriminator_loss,
                 self.interpolation,
                 label_dim=_label_dim(config, encoder),
                 seed=config.run.random_seed,
@@ -146,6 +149,27 @@ class VFMVAESystem:
             )
             self.networks["discriminators"] = self.adversary.discriminators.trainable_parts()
             self.phases.insert(0, self.adversary.phase)
+        self.sample_ticks = config.logging.image_snapshot_ticks
+        self.validation = _open_validation(config, device)
+
+    @classmethod
+    def prepare(cls, config: VFMVAEExperiment, device: torch.device, pin_memory: bool) -> Prepared:
+        """Open the shards or folders, then build the networks."""
+        share = share_of_rank(config.training, pin_memory)
+        data = TrainingData(config.data, config.run.random_seed, **vars(share))
+        return Prepared(data, cls(config, device))
+
+    @staticmethod
+    def describe(config: VFMVAEExperiment, ranks: int) -> str:
+        """Shapes, parameters, and estimates of memory and time per kimg."""
+        from trainer.dry_run import describe
+
+        return describe(config, ranks)
+
+    def ema_beta(self, nimg: int) -> float:
+        """By a half-life in images, which grows with them at first."""
+        training = self.config.training
+        return ema_beta(nimg, training.batch_size, training.ema_kimg, training.ema_rampup)
 
     def takes_part(self, phase: Phase, nimg: int) -> bool:
         """The discriminators are trained only while a term of theirs counts."""
@@ -362,24 +386,27 @@ class VFMVAESystem:
             self.adversary.require_same_backbone(manifest["discriminator"], where)
 
     def frozen_tensors(self) -> dict[str, Tensor]:
+        if not self.config.checkpoint.include_encoder:
+            return {}
         return {f"encoder.{name}": value for name, value in self.tokenizer.encoder.state_dict().items()}
 
     def write_frozen_files(self, folder: Path) -> None:
-        encoder = self.tokenizer.encoder
-        write_encoder_files(folder, encoder.model_config, encoder.text_tokenizer)
+        if self.config.checkpoint.include_encoder:
+            encoder = self.tokenizer.encoder
+            write_encoder_files(folder, encoder.model_config, encoder.text_tokenizer)
 
-    def load_initial(self, path: str, with_discriminators: bool) -> str:
+    def load_initial(self, path: str) -> Initial:
         for weights, model in (("raw", self.tokenizer), ("ema", self.average)):
             load_weights(model, read_weights(path, weights), path)
         taken = "weights and EMA of the tokenizer"
-        if self.adversary is not None and with_discriminators:
+        if self.adversary is not None and self.config.training.init_discriminator:
             state = read_discriminator_weights(path)
             if state:
                 load_discriminator_weights(self.adversary.discriminators, state, path)
                 taken += " and its discriminators"
             else:
                 log.warning("%s: holds no discriminators; those of this run start from their initial weights.", path)
-        return f"{taken} from {path}"
+        return Initial(f"{taken} from {path}", origin_of(path))
 
     def summary(self) -> str:
         encoder = sum(p.numel() for p in self.tokenizer.encoder.parameters())
@@ -400,10 +427,27 @@ class VFMVAESystem:
         reconstruction = self.average.decode(z, self._labels(batch)).reconstruction
         return unit_to_uint8(signed_to_unit(reconstruction), "nearest")
 
+    def sample_grid(self, data: TrainingData) -> Pictures:
+        """The first images of the order, reconstructed."""
+        batch = data.preview(self.config.logging.image_snapshot_count)
+        return Pictures("reconstructions", batch.images, self.sample_images(batch))
+
+    def validate(self) -> ValidationResult:
+        """Reconstruct and score the validation set."""
+        return self.validation.run(self.reconstruct)
+
     def reconstruct(self, batch: Batch, protocol: Protocol) -> Tensor:
         """Reconstructions by the EMA, as `tools/reconstruct` makes them of a checkpoint."""
         images = batch.images.to(self.device)
         return reconstruct_batch(self.average, images, batch.keys, protocol, self._labels(batch))
+
+
+def _open_validation(config: VFMVAEExperiment, device: torch.device) -> Validation | None:
+    if config.validation is None:
+        return None
+    data = config.validation.as_data(config.data, with_labels=config.decoder.conditional)
+    vgg16_path = config.losses.perceptual.vgg16_path if config.losses.perceptual else None
+    return Validation(config.validation, data, vgg16_path, config.logging.image_snapshot_count, device)
 
 
 def _waits(config: VFMVAEExperiment, name: str) -> bool:

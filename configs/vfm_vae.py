@@ -1,0 +1,383 @@
+"""The experiment `vfm_vae`: sections put together, relations between them, and what is derived from them.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field, create_model
+
+from common.config import Relation, StrictModel
+from configs.experiment import COMMON_RELATIONS, Experiment, micro_batches
+from data.config import DataConfig
+from evaluation.config import FRECHET_METRICS, ValidationConfig
+from losses import LOSSES
+from networks.config import (
+    EQUIVARIANCE_SCALES,
+    LOCAL_BATCH,
+    DecoderConfig,
+    DiscriminatorConfig,
+    EncoderConfig,
+    LatentConfig,
+    TokenizerConfig,
+    geometry_problem,
+    local_groups,
+    tokenizer_relations,
+)
+from trainer.config import (
+    EquivarianceConfig,
+    OptimizerConfig,
+    RunConfig,
+    TokenizerCheckpointConfig,
+    TokenizerGuardConfig,
+    TokenizerLoggingConfig,
+    TokenizerTrainingConfig,
+)
+
+# One optional field per registered loss: the YAML composes the objective by naming them.
+LossesConfig: type[StrictModel] = create_model(
+    "LossesConfig",
+    __base__=StrictModel,
+    __doc__="The terms of the objective, by name; a term that is not named does not exist.",
+    **{name: (entry.config | None, Field(None, description=entry.summary)) for name, entry in LOSSES.items()},
+)
+
+
+# --- relations between sections ------------------------------------------------------------------------------
+
+
+def _vf_needs_last_layer(c) -> str | None:
+    if c.losses.vf and c.losses.vf.enabled and -1 not in c.encoder.patch_from_layers:
+        return (
+            f"found {c.encoder.patch_from_layers}, expected a list that contains -1: losses.vf aligns with that layer."
+        )
+    return None
+
+
+def _belongs_to_mode(loss: str, mode: str) -> Relation:
+    def check(c) -> str | None:
+        term, found = getattr(c.losses, loss), c.latent.compression_mode
+        if term and term.enabled and found != mode:
+            return (
+                f"found {term.weight:g}, which needs latent.compression_mode: {mode}, found {found}; remove the term."
+            )
+        return None
+
+    return Relation((f"losses.{loss}.weight", "latent.compression_mode"), check)
+
+
+def _codebooks_learn(c) -> str | None:
+    if c.latent.compression_mode == "continuous" or c.training.train_mode != "train_all":
+        return None
+    if any(term and term.enabled for term in (c.losses.vq, c.losses.entropy)):
+        return None
+    return (
+        "has no weight, but latent.compression_mode is discrete: only this term and losses.entropy move its codebooks."
+    )
+
+
+def _multiscale_resolutions_exist(c) -> str | None:
+    if not (c.losses.multiscale_pixel and c.losses.multiscale_pixel.enabled):
+        return None
+    if not c.decoder.use_multiscale_output:
+        return "needs decoder.use_multiscale_output: true, found false."
+    if c.data.resolution % (1 << (c.decoder.num_blocks - 1)):
+        return None  # reported for data.resolution; the sides of the blocks mean nothing then
+    sides = c.decoder.block_resolutions(c.data.resolution)[:-1]
+    wrong = [side for side in c.losses.multiscale_pixel.weights if side not in sides]
+    return f"found resolution {wrong[0]}, expected some of {sides} (the blocks below the last)." if wrong else None
+
+
+def _no_loss(c) -> str | None:
+    if not any(term and term.enabled for term in (getattr(c.losses, name) for name in LOSSES)):
+        return f"no loss has a weight above 0; name at least one of {', '.join(LOSSES)}."
+    return None
+
+
+def _windows(name: str):
+    def check(c) -> str | None:
+        term = getattr(c.losses, name)
+        if term is None or term.end_kimg is None or term.end_kimg > term.start_kimg:
+            return None
+        return f"end_kimg {term.end_kimg:g} is not after start_kimg {term.start_kimg:g}; the term would never count."
+
+    return check
+
+
+def _equivariance_scales_fit(c) -> str | None:
+    """Every scale that may be drawn must give whole token and latent grids, with sides that the branches accept."""
+    if not c.equivariance.use_equivariance_regularization or geometry_problem(c, c.data.resolution):
+        return None
+    latent = c.data.resolution // c.latent.resolution_compression_factor
+    multiple = c.decoder.latent_multiple(c.data.resolution, latent)
+    per_position = c.data.resolution * c.encoder.scale_factor / latent  # encoder pixels behind a latent position
+    step = math.lcm(int(per_position), c.encoder.pixel_multiple())
+    for scale in EQUIVARIANCE_SCALES:
+        side = c.data.resolution * scale
+        if (latent * scale) % multiple:
+            return (
+                f"true, but scale {scale:g} leaves a latent of side {latent * scale:g}, which must be a multiple of "
+                f"{multiple} for the latent branches; use a larger data.resolution or fewer decoder.num_blocks."
+            )
+        if side % 1 or (side * c.encoder.scale_factor) % step:
+            return (
+                f"true, but scale {scale:g} gives the encoder {side * c.encoder.scale_factor:g} pixels, which must be "
+                f"a multiple of {step} ({per_position:g} per latent position, patches of "
+                f"{c.encoder.pixel_multiple()})."
+            )
+    return None
+
+
+def _conditional_decoder_has_labels(c) -> str | None:
+    kinds = ("cls2text", "text") if c.decoder.reads_texts else ("cls2id", "cls2text")
+    if c.decoder.conditional and c.data.label_type not in kinds:
+        return (
+            f"true with decoder.label_type {c.decoder.label_type} needs such labels; set data.label_type to "
+            f"{' or '.join(kinds)}, found {c.data.label_type}."
+        )
+    return None
+
+
+def _equivariance_needs_any_size(c) -> str | None:
+    if c.equivariance.use_equivariance_regularization and not c.decoder.use_convnext:
+        return "true, but it changes the size of the latent, and with decoder.use_convnext: false noise maps fix it."
+    return None
+
+
+def _cls2text_needs_table(c) -> str | None:
+    if c.data.label_type == "cls2text" and c.data.cls_to_text_path is None:
+        return (
+            "missing, but data.label_type is cls2text; give the JSON from class index to text, or set label_type: none."
+        )
+    return None
+
+
+def _matching_aware_needs_labels(c) -> str | None:
+    term = c.losses.matching_aware
+    if term and term.enabled and not c.decoder.conditional:
+        return f"found {term.weight:g}, which needs decoder.conditional: true; else no discriminator sees a label."
+    return None
+
+
+def _clip_needs_texts(c) -> str | None:
+    term = c.losses.clip
+    if term and term.enabled and c.data.label_type not in ("cls2text", "text"):
+        return f"found {term.weight:g}, which needs data.label_type cls2text or text, found {c.data.label_type}."
+    return None
+
+
+def _warmup_waits_for(term: str, awaited: Sequence[str]) -> Relation:
+    """A discriminator is held back until another loss has settled; that loss must be there."""
+
+    def check(c) -> str | None:
+        waits = getattr(c.losses, term)
+        others = [getattr(c.losses, name) for name in awaited]
+        if waits and waits.enabled and waits.use_disc_warmup and not any(o and o.enabled for o in others):
+            return f"true waits for losses.{' or losses.'.join(awaited)} to settle; give it a weight above 0."
+        return None
+
+    keys = (f"losses.{term}.use_disc_warmup", *(f"losses.{name}" for name in (term, *awaited)))
+    return Relation(keys, check)
+
+
+def _folders_only(leaf: str) -> Relation:
+    def check(c) -> str | None:
+        value = getattr(c.data, leaf)
+        if value and c.data.source == "webdataset":
+            return f"found {json.dumps(value)}, which only image folders and zip files have; data.source is webdataset."
+        return None
+
+    return Relation((f"data.{leaf}", "data.source"), check)
+
+
+def _needs_switch(loss: str, switch: str) -> Relation:
+    def check(c) -> str | None:
+        term = getattr(c.losses, loss)
+        if term and term.enabled and not getattr(c.discriminator, switch):
+            return f"found {term.weight:g}, which needs discriminator.{switch}: true."
+        return None
+
+    return Relation((f"losses.{loss}.weight", f"discriminator.{switch}"), check)
+
+
+def _switch_is_used(switch: str, terms: Sequence[str]) -> Relation:
+    """A discriminator that no term uses would be built, and never trained or heard."""
+
+    def check(c) -> str | None:
+        named = [getattr(c.losses, term) for term in terms]
+        if not getattr(c.discriminator, switch) or any(term and term.enabled for term in named):
+            return None
+        return f"true, but nothing uses it; give losses.{' or losses.'.join(terms)} a weight above 0, or set it false."
+
+    return Relation((f"discriminator.{switch}", *(f"losses.{term}" for term in terms)), check)
+
+
+def _dino_path_is_used(c) -> str | None:
+    if c.discriminator.dino_path is None or c.discriminator.backbone == "dino_vits16":
+        return None
+    return f"found {json.dumps(c.discriminator.dino_path)}, but discriminator.backbone is {c.discriminator.backbone}."
+
+
+def _best_metric_is_measured(c) -> str | None:
+    v = c.validation
+    if v is None or v.best_metric in ("psnr", "ssim", None):
+        return None
+    key, measured = "perceptual", v.best_metric
+    if v.best_metric in FRECHET_METRICS.values():
+        key, measured = "frechet", next(name for name, metric in FRECHET_METRICS.items() if metric == v.best_metric)
+    chosen = getattr(v, key)
+    if chosen in ("auto", measured):
+        return None
+    return f"found {v.best_metric}, but validation.{key} is {chosen}, expected {measured}; or name psnr or ssim."
+
+
+def _inception_path_is_used(c) -> str | None:
+    v = c.validation
+    if v is None or v.inception_path is None or v.frechet in ("auto", "inception"):
+        return None
+    return f"found {json.dumps(v.inception_path)}, but validation.frechet is {v.frechet}."
+
+
+def _micro_batch_fits_local_norm(c) -> str | None:
+    micro_batch, left_over = divmod(c.training.batch_size, micro_batches(c))
+    if not c.discriminator.enabled or left_over or local_groups(micro_batch):
+        return None
+    return (
+        f"leaves micro-batches of {micro_batch} images; the discriminators normalise over groups of at most "
+        f"{LOCAL_BATCH}, so give at most {LOCAL_BATCH} or a multiple of {LOCAL_BATCH} images."
+    )
+
+
+def _shared_pass_needs_one_micro_batch(c) -> str | None:
+    if not c.training.share_generator_forward or c.training.accumulate_gradients == 1:
+        return None
+    return (
+        f"true keeps the pass of every micro-batch alive until the tokenizer's phase, which is what training."
+        f"accumulate_gradients {c.training.accumulate_gradients} is there to avoid; set one of them to its default."
+    )
+
+
+RELATIONS: tuple[Relation, ...] = (
+    *COMMON_RELATIONS,
+    *tokenizer_relations("data.resolution", lambda c: c.data.resolution),
+    Relation(("encoder.patch_from_layers", "losses.vf"), _vf_needs_last_layer),
+    _belongs_to_mode("kl", "continuous"),
+    _belongs_to_mode("vq", "discrete"),
+    _belongs_to_mode("entropy", "discrete"),
+    Relation(("losses.vq", "losses.entropy", "latent.compression_mode", "training.train_mode"), _codebooks_learn),
+    Relation(
+        ("losses.multiscale_pixel", "decoder.use_multiscale_output", "decoder.num_blocks", "data.resolution"),
+        _multiscale_resolutions_exist,
+    ),
+    Relation(("losses",), _no_loss),
+    *(Relation((f"losses.{name}",), _windows(name)) for name in LOSSES),
+    Relation(
+        (
+            "equivariance.use_equivariance_regularization",
+            "data.resolution",
+            "latent.resolution_compression_factor",
+            "decoder.num_blocks",
+            "decoder.concat_z_block_indices",
+            "encoder.vfm_name",
+            "encoder.family",
+            "encoder.revision",
+            "encoder.patch_from_layers",
+            "encoder.scale_factor",
+        ),
+        _equivariance_scales_fit,
+    ),
+    Relation(("training.share_generator_forward", "training.accumulate_gradients"), _shared_pass_needs_one_micro_batch),
+    Relation(("decoder.conditional", "decoder.label_type", "data.label_type"), _conditional_decoder_has_labels),
+    Relation(("equivariance.use_equivariance_regularization", "decoder.use_convnext"), _equivariance_needs_any_size),
+    Relation(("data.cls_to_text_path", "data.label_type"), _cls2text_needs_table),
+    _folders_only("max_size"),
+    _folders_only("xflip"),
+    _needs_switch("stylegan_t", "use_stylegan_t_discriminator"),
+    _needs_switch("matching_aware", "use_stylegan_t_discriminator"),
+    _needs_switch("patchgan", "use_patchgan_discriminator"),
+    _needs_switch("feature_matching", "use_patchgan_discriminator"),
+    _needs_switch("feature_matching", "get_interm_feat"),
+    _switch_is_used("use_stylegan_t_discriminator", ("stylegan_t", "matching_aware")),
+    _switch_is_used("use_patchgan_discriminator", ("patchgan", "feature_matching")),
+    Relation(("losses.matching_aware.weight", "decoder.conditional"), _matching_aware_needs_labels),
+    Relation(("losses.clip.weight", "data.label_type"), _clip_needs_texts),
+    _warmup_waits_for("stylegan_t", ("l1_pixel", "l2_pixel")),
+    _warmup_waits_for("patchgan", ("stylegan_t",)),
+    Relation(("discriminator.dino_path", "discriminator.backbone"), _dino_path_is_used),
+    Relation(("training.batch_size", "training.accumulate_gradients"), _micro_batch_fits_local_norm),
+    Relation(("validation.best_metric", "validation.perceptual", "validation.frechet"), _best_metric_is_measured),
+    Relation(("validation.inception_path", "validation.frechet"), _inception_path_is_used),
+)
+
+_KEY_LIST = " imagenet_info/scan_keys.py writes it; null keeps every sample."
+
+
+# --- the experiment --------------------------------------------------------------------------------------------
+
+
+class VFMVAEExperiment(Experiment):
+    """A run of the system `vfm_vae`: training of a tokenizer on a frozen vision foundation model."""
+
+    RELATIONS: ClassVar = RELATIONS
+    PATHS: ClassVar = (
+        *Experiment.PATHS,
+        "data.filter_keys_path",
+        "data.cls_to_text_path",
+        "validation.path",
+        "validation.filter_keys_path",
+        "validation.inception_path",
+        "discriminator.dino_path",
+        "losses.perceptual.vgg16_path",
+        "losses.clip.clip_path",
+    )
+    MODELS: ClassVar = ("encoder.vfm_name",)
+    REMEDIES: ClassVar = {"data.filter_keys_path": _KEY_LIST, "validation.filter_keys_path": _KEY_LIST}
+    MAY_CHANGE: ClassVar = (
+        *Experiment.MAY_CHANGE,
+        "data.cls_to_text_path",
+        "data.index_dir",
+        "data.cache_dir",
+        "data.cache_max_gb",
+        "data.download_attempts",
+        "data.download_timeout_s",
+        "encoder.vfm_name",
+        "losses.perceptual.vgg16_path",
+        "discriminator.dino_path",
+        "validation",
+    )
+
+    system: Literal["vfm_vae"] = Field("vfm_vae", description="What is trained.")
+    run: RunConfig
+    data: DataConfig
+    encoder: EncoderConfig
+    latent: LatentConfig
+    decoder: DecoderConfig
+    equivariance: EquivarianceConfig = EquivarianceConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    losses: LossesConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TokenizerTrainingConfig
+    guard: TokenizerGuardConfig = TokenizerGuardConfig()
+    validation: ValidationConfig | None = None
+    checkpoint: TokenizerCheckpointConfig = TokenizerCheckpointConfig()
+    logging: TokenizerLoggingConfig = TokenizerLoggingConfig()
+
+    def tokenizer(self) -> TokenizerConfig:
+        """The part that decides the shape of the tokenizer."""
+        return TokenizerConfig(
+            img_resolution=self.data.resolution,
+            encoder=self.encoder,
+            latent=self.latent,
+            decoder=self.decoder,
+            alignment_head=bool(self.losses.vf and self.losses.vf.enabled),
+        )
+
+    def enabled_losses(self) -> dict[str, StrictModel]:
+        """The terms that take part in the run, by name."""
+        named = {name: getattr(self.losses, name) for name in LOSSES}
+        return {name: term for name, term in named.items() if term is not None and term.enabled}
