@@ -24,13 +24,19 @@ from common.config import (
 from common.errors import ConfigError
 from common.registry import closest
 from configs.experiment import Experiment
+from configs.lightningdit import LightningDiTExperiment
 from configs.reference import is_reference_layout, translate
+from configs.reg import REGExperiment
 from configs.vfm_vae import VFMVAEExperiment
 from data.locations import is_remote
 from networks.encoders.recognition import local_folder
 from trainer.systems import SYSTEMS
 
-EXPERIMENTS: dict[str, type[Experiment]] = {"vfm_vae": VFMVAEExperiment}
+EXPERIMENTS: dict[str, type[Experiment]] = {
+    "vfm_vae": VFMVAEExperiment,
+    "lightningdit": LightningDiTExperiment,
+    "reg": REGExperiment,
+}
 
 
 # --- what a run needs from outside -----------------------------------------------------------------------------

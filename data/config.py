@@ -55,3 +55,25 @@ class DataConfig(StrictModel):
         if self.source != "webdataset":
             return None
         return "max_size" if self.max_size is not None else "xflip" if self.xflip else None
+
+
+class LatentDataConfig(StrictModel):
+    """Prefetched latents with their labels. Every epoch takes all of them in a new order."""
+
+    path: str = Field(description="Folder of prefetched latents, with their statistics.")
+    workers: NonNegativeInt = Field(3, description="Loader processes per rank; 0: the training process itself.")
+    prefetch_batches: PositiveInt = Field(4, description="Micro-batches that each worker prepares ahead.")
+
+
+class LightningDiTDataConfig(LatentDataConfig):
+    """Latents of images and of their mirror images, of which a coin takes one each time."""
+
+    latent_norm: bool = Field(True, description="Bring every channel to mean 0 and deviation 1 by the statistics.")
+    latent_multiplier: PositiveFloat = Field(1.0, description="Applied to every latent after that.")
+
+
+class REGDataConfig(LatentDataConfig):
+    """Images with the moments of their latents, from which a latent is drawn each time."""
+
+    image_folder: str = Field("images", description="Sub-folder of the PNG files; of no meaning for safetensors.")
+    vae_folder: str = Field("vae_latents", description="Sub-folder of the .npy files; of no meaning for safetensors.")

@@ -114,6 +114,10 @@ class RegSource(ABC):
     def label(self, index: int) -> int:
         """Class index."""
 
+    @abstractmethod
+    def labels(self) -> Tensor:
+        """All class indices, int64 [N]."""
+
     def item(self, index: int) -> RegItem:
         """One item."""
         return RegItem(self.image(index), self.moments(index), self.label(index))
@@ -175,6 +179,9 @@ class RegFolder(RegSource):
     def label(self, index: int) -> int:
         return int(self._labels[index])
 
+    def labels(self) -> Tensor:
+        return torch.from_numpy(self._labels)
+
     def moments(self, index: int) -> Tensor:
         path = self._latents / f"{self.name(index)}.npy"
         moments = read_moments(path)
@@ -220,6 +227,9 @@ class RegShards(RegSource):
 
     def label(self, index: int) -> int:
         return int(self._row("labels", index))
+
+    def labels(self) -> Tensor:
+        return torch.cat(list(self._rows.blocks("labels", 65536)))[torch.from_numpy(self._order)]
 
     def moments(self, index: int) -> Tensor:
         return self._row("moments", index).float()

@@ -34,11 +34,11 @@ def main() -> None:
 
     from common import distributed
     from common.files import write_json_atomically
-    from configs.schema import load_config
+    from configs.schema import load_config, of_tokenizer
     from evaluation.linear_probe import ProbeFeatures, ProbeTraining, run_linear_probe
     from networks.checkpoint import load_tokenizer
 
-    config = load_config(arguments.use_config).config.tokenizer() if arguments.use_config else None
+    config = of_tokenizer(load_config(arguments.use_config)).tokenizer() if arguments.use_config else None
     features = ProbeFeatures(
         arguments.features, arguments.pooling, arguments.latent, arguments.layer, seed=arguments.seed
     )

@@ -97,6 +97,24 @@ class TokenizerTrainingConfig(TrainingConfig):
     channels_last: bool = Field(False, description="Store activations channels-last (faster convolutions).")
 
 
+class DiffusionTrainingConfig(TrainingConfig):
+    """Schedule and numerics of a diffusion model; defaults are the published settings."""
+
+    batch_size: PositiveInt = Field(1024, description="Latents per optimiser step, over all ranks.")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="What the EMA keeps of its value in every step.")
+
+
+class DiffusionAdamConfig(AdamConfig):
+    """Adam for a diffusion model; defaults are the published settings."""
+
+    lr: PositiveFloat = Field(2e-4, description="Learning rate.")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.95),
+        strict=False,  # YAML knows only lists
+        description="Decay of the first and second moment.",
+    )
+
+
 class GuardConfig(StrictModel):
     """When a step is refused, and when a run gives up."""
 

@@ -6,7 +6,7 @@ out of reach; what only these files tell is then `unknown`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,7 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
         encoder = empty_encoder(config.encoder, config.decoder.reads_texts)
         model = VFMVAETokenizer(config.tokenizer(), encoder)
     selection = select_trainable(model, config.training)
-    encoder_count = 0 if encoder is None else _parameters(encoder)
+    encoder_count = 0 if encoder is None else count_parameters(encoder)
     micro_batch = config.training.batch_size // (ranks * config.training.accumulate_gradients)
     judges = discriminator_cost(model, config, micro_batch) if config.discriminator.enabled else None
     cost = _step_cost(model, selection, judges, config, micro_batch)
@@ -87,10 +87,10 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
         ("latent", f"{latent} x {latent} x {c.latent.channels()} ({c.latent.compression_mode})"),
         ("decoder blocks", _blocks(config)),
         ("train mode", c.training.train_mode),
-        ("trainable parameters", _count(selection.trainable)),
-        ("frozen encoder", "unknown" if encoder is None else _count(encoder_count)),
-        ("frozen otherwise", _count(selection.frozen - encoder_count)),
-        *[(f"  {name}", _count(_parameters(part))) for name, part in model.trainable_parts().items()],
+        ("trainable parameters", shown_count(selection.trainable)),
+        ("frozen encoder", "unknown" if encoder is None else shown_count(encoder_count)),
+        ("frozen otherwise", shown_count(selection.frozen - encoder_count)),
+        *[(f"  {name}", shown_count(count_parameters(part))) for name, part in model.trainable_parts().items()],
         *_rows_of_discriminators(judges),
         (
             "memory per rank",
@@ -102,13 +102,26 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
             f"{flops_per_kimg / 1e12:.1f} TFLOP: encoder forward, the rest forward and backward{at_least}"
             f"{flops_of_judges}",
         ),
-        (
-            "time per kimg",
-            f"at least {flops_per_kimg / peak / ranks:.1f} s on {ranks} such device{'s' if ranks > 1 else ''} at its "
-            f"fp32 matrix-product speed of {peak / 1e9:.0f} GFLOP/s, measured now; losses, data and memory traffic "
-            "come on top",
-        ),
+        ("time per kimg", shown_time(flops_per_kimg, peak, ranks)),
     ]
+    return as_table(rows)
+
+
+def shown_time(flops_per_kimg: float, peak: float, ranks: int) -> str:
+    """The least that a thousand images can take.
+
+    Args:
+        peak: FLOP/s of one device.
+    """
+    return (
+        f"at least {flops_per_kimg / peak / ranks:.1f} s on {ranks} such device{'s' if ranks > 1 else ''} at its "
+        f"fp32 matrix-product speed of {peak / 1e9:.0f} GFLOP/s, measured now; losses, data and memory traffic "
+        "come on top"
+    )
+
+
+def as_table(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and values in two columns."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
@@ -121,7 +134,7 @@ def _step_cost(
     batch: int,
 ) -> StepCost:
     """What a step costs; without the encoder's part where its size is unknown."""
-    encoder_count = 0 if model.encoder is None else _parameters(model.encoder)
+    encoder_count = 0 if model.encoder is None else count_parameters(model.encoder)
     encoder_forward = 0 if model.encoder is None else encoder_flops(model.encoder, config, batch)
     forward, kept = trainable_flops(model, config, batch), saved_bytes(model, config, batch)
     averaged = selection.trainable + selection.frozen - encoder_count
@@ -141,7 +154,7 @@ def _step_cost(
 def _rows_of_discriminators(cost: DiscriminatorCost | None) -> list[tuple[str, str]]:
     if cost is None:
         return []
-    return [("discriminators", f"{_count(cost.trainable)} trainable, {_count(cost.frozen)} frozen")]
+    return [("discriminators", f"{shown_count(cost.trainable)} trainable, {shown_count(cost.frozen)} frozen")]
 
 
 def trainable_flops(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) -> int:
@@ -155,10 +168,10 @@ def saved_bytes(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) ->
     """Activations in fp32 that autograd keeps of that forward pass for the backward pass."""
     features = made_up_features(config, batch, torch.device("meta"))
     conditioning = made_up_conditioning(model, batch, torch.device("meta"))
-    return _kept_bytes(lambda: model.decode(model.fuse(features).z, conditioning))
+    return kept_bytes(lambda: model.decode(model.fuse(features).z, conditioning))
 
 
-def _kept_bytes(call: Callable[[], Any]) -> int:
+def kept_bytes(call: Callable[[], Any]) -> int:
     """What autograd keeps while `call` runs, weights apart."""
     saved: dict[int, int] = {}
     held: list[Tensor] = []  # keeps ids unique while counting
@@ -209,10 +222,10 @@ def discriminator_cost(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: 
 
     return DiscriminatorCost(
         trainable=sum(p.numel() for p in trained),
-        frozen=_parameters(judges) - sum(p.numel() for p in trained),
+        frozen=count_parameters(judges) - sum(p.numel() for p in trained),
         flops=count_flops(train_them) + count_flops(ask_them),
-        kept_own=_kept_bytes(train_them),
-        kept_generator=_kept_bytes(ask_them),
+        kept_own=kept_bytes(train_them),
+        kept_generator=kept_bytes(ask_them),
     )
 
 
@@ -250,11 +263,13 @@ def encoder_flops(encoder: VisionEncoder, config: VFMVAEExperiment, batch: int) 
     return count_flops(lambda: encoder.to("meta")(images))
 
 
-def _parameters(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
+    """Numbers in all weights of a module."""
     return sum(p.numel() for p in module.parameters())
 
 
-def _count(number: int) -> str:
+def shown_count(number: int) -> str:
+    """A number of parameters, also in millions."""
     return f"{number:,} ({number / 1e6:.2f} M)"
 
 

@@ -104,6 +104,16 @@ class REGSiTConfig(TransformerConfig):
     projector_dim: PositiveInt = Field(2048, description="Width of the hidden layers of the projectors.")
 
 
+class TargetConfig(StrictModel):
+    """The frozen encoders of REG: tokens of the network are aligned with theirs, and a class token is denoised."""
+
+    vfm_names: list[str] = Field(
+        ["facebook/dinov2-base"],
+        min_length=1,
+        description="Folders, hub ids or names in timm; the class token is that of the last one.",
+    )
+
+
 # --- relations between keys ------------------------------------------------------------------------------------------
 
 

@@ -26,13 +26,13 @@ def main() -> None:
 
     config = load_alignment_config(arguments.config, arguments.set)
     from common import distributed
-    from configs.schema import load_config
+    from configs.schema import load_config, of_tokenizer
     from evaluation.alignment.analysis import extract_models, write_analysis
 
     device = distributed.pick_device(config.device)
     distributed.initialise(device)
     try:
-        outputs = extract_models(config, device, lambda path: load_config(path).config.tokenizer())
+        outputs = extract_models(config, device, lambda path: of_tokenizer(load_config(path)).tokenizer())
         is_first = distributed.rank() == 0
     finally:
         distributed.finalise()

@@ -8,4 +8,11 @@ from __future__ import annotations
 
 from common.registry import Registry
 
-SYSTEMS: Registry = Registry("system", {"vfm_vae": "trainer.systems.vfm_vae:VFMVAESystem"})
+SYSTEMS: Registry = Registry(
+    "system",
+    {
+        "vfm_vae": "trainer.systems.vfm_vae:VFMVAESystem",
+        "lightningdit": "trainer.systems.lightningdit:LightningDiTSystem",
+        "reg": "trainer.systems.reg:REGSystem",
+    },
+)

@@ -1,0 +1,44 @@
+"""The experiment `lightningdit`: flow matching of prefetched latents by LightningDiT. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from configs.diffusion import DiffusionExperiment
+from configs.experiment import COMMON_RELATIONS
+from data.config import LightningDiTDataConfig
+from evaluation.diffusion.config import LightningDiTSamplingConfig
+from losses.config import TRANSPORT_RELATIONS, TransportConfig
+from networks.diffusion.config import LIGHTNINGDIT_RELATIONS, LightningDiTConfig, in_section
+from trainer.config import (
+    CheckpointConfig,
+    DiffusionAdamConfig,
+    DiffusionTrainingConfig,
+    GuardConfig,
+    LoggingConfig,
+    RunConfig,
+)
+
+
+class LightningDiTExperiment(DiffusionExperiment):
+    """A run of the system `lightningdit`: training of LightningDiT on the latents of a tokenizer."""
+
+    RELATIONS: ClassVar = (
+        *COMMON_RELATIONS,
+        *in_section("network", LIGHTNINGDIT_RELATIONS),
+        *in_section("transport", TRANSPORT_RELATIONS),
+    )
+
+    system: Literal["lightningdit"] = Field("lightningdit", description="What is trained.")
+    run: RunConfig
+    data: LightningDiTDataConfig
+    network: LightningDiTConfig
+    transport: TransportConfig
+    optimizer: DiffusionAdamConfig = DiffusionAdamConfig()
+    training: DiffusionTrainingConfig
+    guard: GuardConfig = GuardConfig()
+    sample: LightningDiTSamplingConfig = LightningDiTSamplingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()

@@ -1,0 +1,90 @@
+"""The system `reg`: trains SiT with REG's entangled class token on prefetched latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from common.errors import CheckpointError
+from data.latent_batches import LatentBatch, REGLatents
+from losses.reg import REG_PATHS, reg_loss
+from losses.times import draw_reg_times
+from networks.diffusion.reg_sit import REGSiT
+from networks.diffusion.target_features import TargetEncoders, load_target_encoders
+from networks.fingerprint import weights_fingerprint
+from trainer.systems.base import MicroStep
+from trainer.systems.diffusion import DiffusionSystem
+
+if TYPE_CHECKING:
+    from configs.reg import REGExperiment
+
+
+class REGSystem(DiffusionSystem):
+    """Network, target encoders and step of REG (arXiv:2507.01467).
+
+    Args:
+        config, device, latents: as of `DiffusionSystem`.
+        targets: the frozen target encoders; None: those that the configuration names.
+
+    Raises: UserError if a target encoder cannot be loaded, or does not fit the network.
+    """
+
+    config: REGExperiment
+    model_type = "reg"
+    watched_loss = "loss/denoise"
+
+    def __init__(
+        self,
+        config: REGExperiment,
+        device: torch.device,
+        latents: REGLatents,
+        targets: TargetEncoders | None = None,
+    ):
+        targets = targets or load_target_encoders(config.target.vfm_names, config.network.tokens_per_side())
+        targets.require_fit(config.network.z_dims)
+        self.targets_sha256 = weights_fingerprint(targets.state_dict())
+        super().__init__(config, device, latents)
+        self.targets = targets.to(device)
+
+    @staticmethod
+    def open_latents(config: REGExperiment) -> REGLatents:
+        return REGLatents(config.data)
+
+    @staticmethod
+    def build_network(config: REGExperiment) -> REGSiT:
+        return REGSiT(config.network)
+
+    def losses(self, batch: LatentBatch, at: MicroStep) -> dict[str, Tensor]:
+        features = self.targets(self.to_device(batch.images))
+        class_token = features.class_token
+        times = partial(draw_reg_times, config=self.config.loss)
+        draws = self.draw(batch, at.seed, times, [batch.z.shape[1:], class_token.shape[1:]])
+        noise, class_noise = (self.to_device(tensor) for tensor in draws.noise)
+        t, path = self.to_device(draws.t), REG_PATHS[self.config.loss.path_type]
+        point = path.point(self.to_device(batch.z), noise, t)
+        class_point = path.point(class_token, class_noise, t)
+        with self.precision():
+            output = self.model(point.x, t, self.to_device(draws.labels), class_point.x)
+        loss = reg_loss(
+            output.latent, output.class_token, output.projections, point, class_point, features.tokens
+        )  # in fp32, whatever the network's precision
+        return {
+            "loss/total": loss.total(self.config.loss),
+            "loss/denoise": loss.denoise.mean(),
+            "loss/cls": loss.cls.mean(),
+            "loss/proj": loss.proj,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        return {"target_encoders": {"vfm_names": self.config.target.vfm_names, "sha256": self.targets_sha256}}
+
+    def require_same_frozen_parts(self, manifest: Mapping[str, Any], where: str) -> None:
+        if manifest["target_encoders"]["sha256"] != self.targets_sha256:
+            raise CheckpointError(
+                f"{where}: this run was started with other target encoders than those that target.vfm_names gives now; "
+                "point it to the same weights."
+            )
