@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from common.config import Relation
 from configs.diffusion import DiffusionExperiment
 from configs.experiment import COMMON_RELATIONS
 from data.config import LightningDiTDataConfig
@@ -22,6 +23,13 @@ from trainer.config import (
 )
 
 
+def _cosine_needs_range(c: LightningDiTExperiment) -> str | None:
+    """The gradient of the cosine at a velocity of 0, which every new network gives, is of the order of 1e8."""
+    if c.training.precision != "fp16" or not c.transport.use_cosine_loss:
+        return None
+    return "found fp16, which cannot hold the first gradients of transport.use_cosine_loss; use bf16 or fp32."
+
+
 class LightningDiTExperiment(DiffusionExperiment):
     """A run of the system `lightningdit`: training of LightningDiT on the latents of a tokenizer."""
 
@@ -29,6 +37,7 @@ class LightningDiTExperiment(DiffusionExperiment):
         *COMMON_RELATIONS,
         *in_section("network", LIGHTNINGDIT_RELATIONS),
         *in_section("transport", TRANSPORT_RELATIONS),
+        Relation(("training.precision", "transport.use_cosine_loss"), _cosine_needs_range),
     )
 
     system: Literal["lightningdit"] = Field("lightningdit", description="What is trained.")
