@@ -7,10 +7,11 @@ Imports no torch. All problems that need no weights are found here, together, be
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.config import (
     Problem,
@@ -37,6 +38,8 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
     "lightningdit": LightningDiTExperiment,
     "reg": REGExperiment,
 }
+
+Kind = TypeVar("Kind", bound=Experiment)
 
 
 # --- what a run needs from outside -----------------------------------------------------------------------------
@@ -141,13 +144,36 @@ def check(
     return LoadedConfig(config, source, notes)
 
 
-def of_tokenizer(loaded: LoadedConfig) -> VFMVAEExperiment:
-    """The configuration, for a tool that works on tokenizers. Raises ConfigError if it is of another system."""
-    if not isinstance(loaded.config, VFMVAEExperiment):
-        found = loaded.config.system
-        problem = Problem("system", f"found {found}, expected vfm_vae: the configuration of a tokenizer.")
+def of_kind(loaded: LoadedConfig, kind: type[Kind]) -> Kind:
+    """The configuration, for what works on one system only. Raises ConfigError if it is of another one."""
+    if not isinstance(loaded.config, kind):
+        expected = kind.model_fields["system"].default
+        problem = Problem("system", f"found {loaded.config.system}, expected {expected}.")
         raise ConfigError(report(loaded.source, [problem]))
     return loaded.config
+
+
+def of_tokenizer(loaded: LoadedConfig) -> VFMVAEExperiment:
+    """The configuration, for a tool that works on tokenizers. Raises ConfigError if it is of another system."""
+    return of_kind(loaded, VFMVAEExperiment)
+
+
+def load_experiment(
+    kind: type[Kind],
+    path: str | Path | None,
+    overrides: Sequence[str],
+    otherwise: Callable[[], tuple[str, Mapping[str, Any]]],
+) -> Kind:
+    """The configuration of a trained model: from a YAML if there is one, else what its checkpoint carries.
+
+    Args:
+        otherwise: name and values of the latter.
+    Raises: ConfigError that lists every problem, or if it is of another system.
+    """
+    if path is not None:
+        return of_kind(load_config(path, overrides), kind)
+    name, values = otherwise()
+    return of_kind(check(apply_overrides(Source(name, copy.deepcopy(dict(values))), overrides)), kind)
 
 
 def dump(config: StrictModel) -> dict[str, Any]:

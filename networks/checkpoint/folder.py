@@ -148,11 +148,13 @@ def read_model_config(folder: Path) -> ModelConfig:
 
     Where the folder has the encoder's own configuration, `encoder.vfm_name` points to that.
 
-    Raises: ConfigError if it is not valid.
+    Raises: ConfigError if it is not valid, CheckpointError if it is of another kind of model.
     """
     path = folder / "config.json"
     values = _read_json(path)
-    values.pop("model_type", None)
+    kind = values.pop("model_type", "vfm_vae")
+    if kind != "vfm_vae":
+        raise CheckpointError(f"{folder}: found a checkpoint of {kind}, expected one of a tokenizer.")
     if (folder / ENCODER_FOLDER / "config.json").is_file():
         values["encoder"]["vfm_name"] = str(folder / ENCODER_FOLDER)
     return build(ModelConfig, Source(str(path), values), MODEL_RELATIONS)
