@@ -39,8 +39,9 @@ class REGExperiment(DiffusionExperiment):
         *in_section("sample", REG_SAMPLING_RELATIONS),
         Relation(("network.z_dims", "target.vfm_names"), _one_width_per_target),
     )
+    PATHS: ClassVar = (*DiffusionExperiment.PATHS, "data.features_path")
     MODELS: ClassVar = ("target.vfm_names",)
-    MAY_CHANGE: ClassVar = (*DiffusionExperiment.MAY_CHANGE, "target.vfm_names")
+    MAY_CHANGE: ClassVar = (*DiffusionExperiment.MAY_CHANGE, "data.features_path", "target.vfm_names")
 
     system: Literal["reg"] = Field("reg", description="What is trained.")
     run: RunConfig

@@ -77,3 +77,6 @@ class REGDataConfig(LatentDataConfig):
 
     image_folder: str = Field("images", description="Sub-folder of the PNG files; of no meaning for safetensors.")
     vae_folder: str = Field("vae_latents", description="Sub-folder of the .npy files; of no meaning for safetensors.")
+    features_path: str | None = Field(
+        None, description="Folder of the target encoders' tokens; null: they are computed from the images."
+    )

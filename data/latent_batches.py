@@ -27,6 +27,7 @@ from data.prefetch_index import read_index
 from data.reg_latents import open_reg, sample_moments
 from data.skips import Skip, SkipCounter
 from data.stream import Share, load_micro_batches
+from data.target_tokens import TargetTokens
 
 CHECKED_ITEMS = 256  # latents whose size is looked at before a run
 SOUND_RMS = (0.25, 4.0)
@@ -40,7 +41,8 @@ class LatentBatch:
         z: normalised latents, float32 [b, C, h, w].
         labels: class indices, int64 [b].
         positions: the positions that the samples stand at.
-        images: the crops that the latents are of, uint8 [b, 3, R, R], where the data set has them; else None.
+        images: the crops that the latents are of, uint8 [b, 3, R, R], where target features are made of them.
+        tokens: of each target encoder, float32 [b, 1 + N, D_i], where they were computed beforehand.
         skips, conversions: always empty, for a latent that cannot be read ends the run.
     """
 
@@ -48,22 +50,25 @@ class LatentBatch:
     labels: Tensor
     positions: range
     images: Tensor | None = None
+    tokens: list[Tensor] | None = None
     skips: list[Skip] = field(default_factory=list)
     conversions: dict[str, int] = field(default_factory=dict)
 
     def pin_memory(self) -> LatentBatch:
         """The same batch in page-locked memory (called by the loader)."""
         images = None if self.images is None else self.images.pin_memory()
-        return replace(self, z=self.z.pin_memory(), labels=self.labels.pin_memory(), images=images)
+        tokens = None if self.tokens is None else [tensor.pin_memory() for tensor in self.tokens]
+        return replace(self, z=self.z.pin_memory(), labels=self.labels.pin_memory(), images=images, tokens=tokens)
 
 
 @dataclass(frozen=True)
 class LatentExample:
-    """One sample of a batch: [C, h, w], class index, [3, R, R]."""
+    """One sample of a batch: [C, h, w], class index, and [3, R, R] or [1 + N, D_i] for each target encoder."""
 
     z: Tensor
     label: int
     image: Tensor | None = None
+    tokens: list[Tensor] | None = None
 
 
 class TrainingLatents(ABC):
@@ -158,7 +163,10 @@ class LightningDiTLatents(TrainingLatents):
 
 
 class REGLatents(TrainingLatents):
-    """Moments of latents with their images; the normalised latent is drawn anew each time.
+    """Moments of latents with their images, or tokens of these; the normalised latent is drawn anew each time.
+
+    Attributes:
+        tokens: of the target encoders, where they were computed beforehand.
 
     Raises: DataError that names the file which is missing, damaged or does not fit.
     """
@@ -169,6 +177,7 @@ class REGLatents(TrainingLatents):
         channels, *sides = self._source.moments_shape
         self.latent_shape = (channels // 2, *sides)
         self.normalisation = self._source.normalisation()
+        self.tokens = None if config.features_path is None else TargetTokens(config.features_path, self._source)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -177,10 +186,11 @@ class REGLatents(TrainingLatents):
         return self._source.labels()
 
     def example(self, index: int, seed: int, position: int) -> LatentExample:
-        item = self._source.item(index)
         noise = torch.randn(self.latent_shape, generator=torch_generator(seed, "latent of the moments", position))
-        z = self.normalisation.normalise(sample_moments(item.moments, noise))
-        return LatentExample(z, item.label, item.image)
+        z = self.normalisation.normalise(sample_moments(self._source.moments(index), noise))
+        if self.tokens is not None:
+            return LatentExample(z, self._source.label(index), tokens=self.tokens.item(index))
+        return LatentExample(z, self._source.label(index), self._source.image(index))
 
 
 class _MicroBatches(Dataset):
@@ -197,12 +207,13 @@ class _MicroBatches(Dataset):
             examples = [self._latents.example(self._order.sample_at(p), seed, p) for p in positions]
         except DataError as error:
             return error
-        images = [example.image for example in examples]
+        first = examples[0]
         return LatentBatch(
             torch.stack([example.z for example in examples]),
             torch.tensor([example.label for example in examples]),
             positions,
-            None if images[0] is None else torch.stack(images),
+            None if first.image is None else torch.stack([example.image for example in examples]),
+            None if first.tokens is None else [torch.stack(rows) for rows in zip(*(e.tokens for e in examples))],
         )
 
 

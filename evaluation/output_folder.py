@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.checkpoint_folder import library_versions
-from common.errors import DataError
+from common.errors import DataError, first_line
+from common.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST_NAME = "manifest.json"
 
@@ -54,6 +59,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); run the tool again that writes it.") from error
+
+
+def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as a safetensors file, whole or not at all. Raises: DataError if that cannot be done."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        write_atomically(path, lambda partial: save_file(dict(tensors), partial))
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{path}: cannot be written ({first_line(error)}). What is finished is kept: make room, and start the "
+            "same command again to go on."
+        ) from error
 
 
 def tool_versions() -> dict[str, str]:

@@ -20,20 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from common import distributed
-from common.errors import DataError, UserError, first_line
-from common.files import write_atomically, write_json_atomically
+from common.errors import DataError, UserError
+from common.files import write_json_atomically
 from common.lock import locked
 from data.latents import LatentNormalisation
 from evaluation.batches import fill_up, in_batches
 from evaluation.diffusion.draws import LabelChoice, sample_labels
 from evaluation.diffusion.samplers import Sampler
-from evaluation.output_folder import MANIFEST_NAME, read_manifest, refuse_other_origin, tool_versions
+from evaluation.output_folder import MANIFEST_NAME, read_manifest, refuse_other_origin, tool_versions, write_shard
 from evaluation.prefetch.parts import Part, divide
 from networks.fingerprint import weights_fingerprint
 
@@ -204,7 +202,7 @@ def _write_shards(job: _Job, parts: Sequence[Part]) -> None:
             for batch in in_batches(indices, job.batch_size):
                 batches.append(_sample_batch(job, batch, labels[batch[0] - part.start :]))
                 progress.update(len(batch))
-            _write_shard(job.path(part), {"latents": torch.cat(batches), "labels": labels.to(torch.int32)})
+            write_shard(job.path(part), {"latents": torch.cat(batches), "labels": labels.to(torch.int32)})
 
 
 def _sample_batch(job: _Job, indices: list[int], labels: Tensor) -> Tensor:
@@ -222,13 +220,3 @@ def _sample_batch(job: _Job, indices: list[int], labels: Tensor) -> Tensor:
                 f"sample {index}: its latent is not finite; check the weights and the statistics of the latents."
             )
     return z
-
-
-def _write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        write_atomically(path, lambda partial: save_file(tensors, partial))
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{path}: cannot be written ({first_line(error)}). What is finished is kept: make room, and start the "
-            "same command again to go on."
-        ) from error

@@ -64,16 +64,6 @@ class TargetEncoders(nn.Module):
         """D_i of each encoder."""
         return [encoder.layer_channels(-1) for encoder in self.encoders]
 
-    def require_fit(self, z_dims: Sequence[int]) -> None:
-        """Raise UserError if a network with these `z_dims` cannot be trained with these encoders."""
-        if list(z_dims) != self.widths:
-            raise UserError(f"z_dims: found {list(z_dims)}, but the target encoders have {self.widths} channels.")
-        if self.widths[-1] != self.widths[0]:
-            raise UserError(
-                f"z_dims: {list(z_dims)}: the class token comes from the last target encoder and the network takes it "
-                "as wide as the first; give encoders of one width in these places."
-            )
-
     def train(self, mode: bool = True) -> TargetEncoders:
         """Stay in eval mode: the encoders are frozen."""
         return super().train(False)
@@ -103,6 +93,17 @@ class TargetEncoders(nn.Module):
         with frozen_precision(pixels.device):
             state = encoder.normalise(encoder.hidden_states(pixels, {encoder.depth})[encoder.depth]).float()
         return torch.cat([state[:, :1], state[:, encoder.prefix_tokens :]], dim=1)  # without registers
+
+
+def require_fit(z_dims: Sequence[int], widths: Sequence[int]) -> None:
+    """Raise UserError if a network with these `z_dims` cannot be trained with target encoders of these widths."""
+    if list(z_dims) != list(widths):
+        raise UserError(f"z_dims: found {list(z_dims)}, but the target encoders have {list(widths)} channels.")
+    if widths[-1] != widths[0]:
+        raise UserError(
+            f"z_dims: {list(z_dims)}: the class token comes from the last target encoder and the network takes it as "
+            "wide as the first; give encoders of one width in these places."
+        )
 
 
 def resample_positions(encoder: DINOv2Encoder, side: int) -> None:

@@ -14,7 +14,7 @@ from data.latent_batches import LatentBatch, REGLatents
 from losses.reg import REG_PATHS, reg_loss
 from losses.times import draw_reg_times
 from networks.diffusion.reg_sit import REGSiT
-from networks.diffusion.target_features import TargetEncoders, load_target_encoders
+from networks.diffusion.target_features import TargetEncoders, TargetFeatures, load_target_encoders, require_fit
 from networks.fingerprint import weights_fingerprint
 from trainer.systems.base import MicroStep
 from trainer.systems.diffusion import DiffusionSystem
@@ -27,8 +27,8 @@ class REGSystem(DiffusionSystem):
     """Network, target encoders and step of REG (arXiv:2507.01467).
 
     Args:
-        config, device, latents: as of `DiffusionSystem`.
-        targets: the frozen target encoders; None: those that the configuration names.
+        config, device, latents: as of `DiffusionSystem`; where the latents come with tokens of the target encoders,
+            these are not loaded.
 
     Raises: UserError if a target encoder cannot be loaded, or does not fit the network.
     """
@@ -37,18 +37,18 @@ class REGSystem(DiffusionSystem):
     model_type = "reg"
     watched_loss = "loss/denoise"
 
-    def __init__(
-        self,
-        config: REGExperiment,
-        device: torch.device,
-        latents: REGLatents,
-        targets: TargetEncoders | None = None,
-    ):
-        targets = targets or load_target_encoders(config.target.vfm_names, config.network.tokens_per_side())
-        targets.require_fit(config.network.z_dims)
-        self.targets_sha256 = weights_fingerprint(targets.state_dict())
+    def __init__(self, config: REGExperiment, device: torch.device, latents: REGLatents):
+        side, names = config.network.tokens_per_side(), config.target.vfm_names
+        self.targets: TargetEncoders | None = None
+        if latents.tokens is None:
+            self.targets = load_target_encoders(names, side).to(device)
+            widths, sha256 = self.targets.widths, weights_fingerprint(self.targets.state_dict())
+        else:
+            latents.tokens.require_tokens(1 + side**2)
+            widths, sha256 = latents.tokens.widths, latents.tokens.encoders["sha256"]
+        require_fit(config.network.z_dims, widths)
+        self.targets_sha256 = sha256
         super().__init__(config, device, latents)
-        self.targets = targets.to(device)
 
     @staticmethod
     def open_latents(config: REGExperiment) -> REGLatents:
@@ -59,7 +59,7 @@ class REGSystem(DiffusionSystem):
         return REGSiT(config.network)
 
     def losses(self, batch: LatentBatch, at: MicroStep) -> dict[str, Tensor]:
-        features = self.targets(self.to_device(batch.images))
+        features = self._target_features(batch)
         class_token = features.class_token
         times = partial(draw_reg_times, config=self.config.loss)
         draws = self.draw(batch, at.seed, times, [batch.z.shape[1:], class_token.shape[1:]])
@@ -78,6 +78,11 @@ class REGSystem(DiffusionSystem):
             "loss/cls": loss.cls.mean(),
             "loss/proj": loss.proj,
         }
+
+    def _target_features(self, batch: LatentBatch) -> TargetFeatures:
+        if self.targets is None:
+            return TargetFeatures([self.to_device(tokens) for tokens in batch.tokens])
+        return self.targets(self.to_device(batch.images))
 
     def facts(self) -> dict[str, Any]:
         return {"target_encoders": {"vfm_names": self.config.target.vfm_names, "sha256": self.targets_sha256}}

@@ -15,6 +15,7 @@ from torch import Tensor
 from common.errors import DataError, UserError
 from data.latents import LatentNormalisation
 from data.sample_shards import open_samples, read_labels
+from evaluation import output_folder
 from evaluation.diffusion import sample_folder
 from evaluation.diffusion.sample_folder import SampleRequest, write_samples
 from tests.evaluation.diffusion.tiny_samplers import lightningdit_sampler, reg_sampler
@@ -111,7 +112,7 @@ def test_two_ranks_make_the_same_samples_as_one(tmp_path):
 
 
 def test_interrupted_run_is_completed_and_ends_with_the_same_files(whole, tmp_path, monkeypatch):
-    original, written = sample_folder._write_shard, []
+    original, written = sample_folder.write_shard, []
 
     def dies_at_the_third(path, tensors):
         if len(written) == 2:
@@ -119,11 +120,11 @@ def test_interrupted_run_is_completed_and_ends_with_the_same_files(whole, tmp_pa
         written.append(path.name)
         original(path, tensors)
 
-    monkeypatch.setattr(sample_folder, "_write_shard", dies_at_the_third)
+    monkeypatch.setattr(sample_folder, "write_shard", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "out")
     assert manifest(tmp_path / "out")["status"] == "running" and len(contents(tmp_path / "out")) == 2
-    monkeypatch.setattr(sample_folder, "_write_shard", original)
+    monkeypatch.setattr(sample_folder, "write_shard", original)
     summary = write(tmp_path / "out")
     assert (summary.written, summary.kept) == (3, 8)
     assert contents(tmp_path / "out") == contents(whole)
@@ -165,7 +166,7 @@ def test_full_disk_is_told_and_what_is_finished_is_kept(tmp_path, monkeypatch):
     def full(path, write):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sample_folder, "write_atomically", full)
+    monkeypatch.setattr(output_folder, "write_atomically", full)
     with pytest.raises(DataError, match=r"shard000\.safetensors: cannot be written .*No space left.*make room"):
         write(tmp_path)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import ShapeError, UserError
-from networks.diffusion.target_features import load_target_encoders
+from networks.diffusion.target_features import load_target_encoders, require_fit
 from tests.networks.tiny_encoders import TINY
 
 SIDE = 5  # tokens per side, where the encoders have position tables of 4
@@ -71,9 +71,9 @@ def test_several_encoders_give_the_class_token_of_the_last(folder, images):
     found = encoders(images)
     assert encoders.widths == [32, 32] and len(found.tokens) == 2
     assert torch.equal(found.class_token, found.tokens[1][:, 0])
-    encoders.require_fit([32, 32])
+    require_fit([32, 32], encoders.widths)
     with pytest.raises(UserError, match=r"z_dims: found \[32\], but the target encoders have \[32, 32\] channels"):
-        encoders.require_fit([32])
+        require_fit([32], encoders.widths)
 
 
 def test_encoders_stay_frozen_and_in_eval_mode(folder):
