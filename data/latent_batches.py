@@ -1,7 +1,8 @@
 """Prefetched latents as the data of a training: latents -> order -> draws -> normalised latents -> micro-batches.
 
-What is drawn for a sample (its mirror image, its place in the posterior) depends on the seed and on the position alone,
-so batches depend neither on ranks, workers and accumulation nor on where a run was interrupted.
+What is drawn for a sample (its mirror image, its place in the posterior, the noise that it is trained with) depends on
+the seed and on the position alone, so batches depend neither on ranks, workers and accumulation nor on where a run was
+interrupted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +45,7 @@ class LatentBatch:
         positions: the positions that the samples stand at.
         images: the crops that the latents are of, uint8 [b, 3, R, R], where target features are made of them.
         tokens: of each target encoder, float32 [b, 1 + N, D_i], where they were computed beforehand.
+        drawn: what was drawn for the training, by name, [b, ...] each.
         skips, conversions: always empty, for a latent that cannot be read ends the run.
     """
 
@@ -51,14 +54,28 @@ class LatentBatch:
     positions: range
     images: Tensor | None = None
     tokens: list[Tensor] | None = None
+    drawn: dict[str, Tensor] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
     conversions: dict[str, int] = field(default_factory=dict)
 
     def pin_memory(self) -> LatentBatch:
         """The same batch in page-locked memory (called by the loader)."""
-        images = None if self.images is None else self.images.pin_memory()
-        tokens = None if self.tokens is None else [tensor.pin_memory() for tensor in self.tokens]
-        return replace(self, z=self.z.pin_memory(), labels=self.labels.pin_memory(), images=images, tokens=tokens)
+        return replace(
+            self,
+            z=self.z.pin_memory(),
+            labels=self.labels.pin_memory(),
+            images=None if self.images is None else self.images.pin_memory(),
+            tokens=None if self.tokens is None else [tensor.pin_memory() for tensor in self.tokens],
+            drawn={name: tensor.pin_memory() for name, tensor in self.drawn.items()},
+        )
+
+
+class SampleDraws(Protocol):
+    """What a training draws for a sample; done by the loader processes, for it takes time."""
+
+    def __call__(self, label: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Tensors by name, from the sample's own generator."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -196,8 +213,8 @@ class REGLatents(TrainingLatents):
 class _MicroBatches(Dataset):
     """Micro-batches by their first position."""
 
-    def __init__(self, latents: TrainingLatents, order: SampleOrder, size: int):
-        self._latents, self._order, self._size = latents, order, size
+    def __init__(self, latents: TrainingLatents, order: SampleOrder, size: int, draws: SampleDraws):
+        self._latents, self._order, self._size, self._draws = latents, order, size, draws
 
     def __getitem__(self, start: int) -> LatentBatch | DataError:
         """The micro-batch that starts at a position; an error is returned, for the main process to raise."""
@@ -208,12 +225,17 @@ class _MicroBatches(Dataset):
         except DataError as error:
             return error
         first = examples[0]
+        drawn = [
+            self._draws(example.label, torch_generator(seed, "diffusion training", position))
+            for position, example in zip(positions, examples)
+        ]
         return LatentBatch(
             torch.stack([example.z for example in examples]),
             torch.tensor([example.label for example in examples]),
             positions,
             None if first.image is None else torch.stack([example.image for example in examples]),
             None if first.tokens is None else [torch.stack(rows) for rows in zip(*(e.tokens for e in examples))],
+            {name: torch.stack([row[name] for row in drawn]) for name in drawn[0]},
         )
 
 
@@ -225,6 +247,7 @@ class LatentStream:
         config: how they are loaded.
         seed: the run's seed; with the step, all that the batches depend on.
         share: what this rank takes of every step.
+        draws: what is drawn for every sample besides the latent itself.
 
     In a distributed run every rank must build it.
     Raises: DataError if the ranks found different latents.
@@ -232,10 +255,10 @@ class LatentStream:
 
     steps = None
 
-    def __init__(self, latents: TrainingLatents, config: LatentDataConfig, seed: int, share: Share):
+    def __init__(self, latents: TrainingLatents, config: LatentDataConfig, seed: int, share: Share, draws: SampleDraws):
         self.latents, self.config, self.share = latents, config, share
         self.skips = SkipCounter(0.0)
-        self._dataset = _MicroBatches(latents, SampleOrder([len(latents)], 1, seed), share.micro_batch)
+        self._dataset = _MicroBatches(latents, SampleOrder([len(latents)], 1, seed), share.micro_batch, draws)
         self._fingerprint = latents.fingerprint()
         found = all_gather_objects(self._fingerprint)
         if other := [rank for rank, fingerprint in enumerate(found) if fingerprint != found[0]]:

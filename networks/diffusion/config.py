@@ -73,6 +73,10 @@ class TransformerConfig(StrictModel):
             return self.SIZES[self.model_type]
         return Size(**{field.name: getattr(self, field.name) for field in fields(Size)})
 
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the latents."""
+        return self.in_channels, self.input_size, self.input_size
+
     def tokens_per_side(self) -> int:
         """Side of the grid of tokens."""
         return self.input_size // self.size().patch_size

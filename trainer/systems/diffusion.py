@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from common.random import keyed_seed, torch_generator
+from common.random import keyed_seed
 from data.latent_batches import LatentBatch, LatentStream, TrainingLatents
 from evaluation.validation import ValidationResult
+from networks.diffusion.config import TransformerConfig
+from networks.diffusion.embeddings import drop_labels
 from networks.diffusion.folder import load_diffusion_weights
 from networks.diffusion.transformer import DiffusionTransformer
 from trainer.freeze import trained_parameters
@@ -34,18 +36,27 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Draws:
-    """What is drawn for the samples of a micro-batch, on the CPU.
+class TrainingDraws:
+    """What is drawn for a sample: `t`, its time from 0 (data) to 1 (noise); `noise_0`, ..., standard normal draws; and
+    `y`, its label or the null class.
 
-    Attributes:
-        t: times from 0 (data) to 1 (noise), float32 [B].
-        labels: class indices, some of them replaced by the null class, int64 [B].
-        noise: standard normal draws, for each shape that was asked for: float32 [B, *shape].
+    Args:
+        times: (count, generator=) -> so many times.
+        shapes: of the noises.
+        network: says how often the null class takes a label's place.
     """
 
-    t: Tensor
-    labels: Tensor
-    noise: list[Tensor]
+    times: Callable[..., Tensor]
+    shapes: Sequence[Sequence[int]]
+    network: TransformerConfig
+
+    def __call__(self, label: int, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn = {"t": self.times(1, generator=generator)[0]}
+        drawn |= {f"noise_{i}": torch.randn(*shape, generator=generator) for i, shape in enumerate(self.shapes)}
+        y, dropped = torch.tensor([label]), self.network.class_dropout_prob
+        if dropped:
+            y = drop_labels(y, self.network.num_classes, dropped, generator)
+        return drawn | {"y": y[0]}
 
 
 class DiffusionSystem(ABC):
@@ -93,12 +104,17 @@ class DiffusionSystem(ABC):
     def build_network(config: DiffusionExperiment) -> DiffusionTransformer:
         """The network with initial weights."""
 
+    @staticmethod
+    @abstractmethod
+    def draws(config: DiffusionExperiment) -> TrainingDraws:
+        """What is drawn for every sample."""
+
     def trained_module(self) -> nn.Module:
         """The network, or a module around it, whose `forward` a step calls: DDP averages the gradients of that."""
         return self.network
 
     @abstractmethod
-    def losses(self, batch: LatentBatch, at: MicroStep) -> dict[str, Tensor]:
+    def losses(self, batch: LatentBatch) -> dict[str, Tensor]:
         """Forward pass of a micro-batch: scalars to log; `loss/total` is minimised."""
 
     # --- a run -----------------------------------------------------------------------------------------------------
@@ -107,10 +123,9 @@ class DiffusionSystem(ABC):
     def prepare(cls, config: DiffusionExperiment, device: torch.device, pin_memory: bool) -> Prepared:
         """Open the latents and see whether they fit, then build the network."""
         latents = cls.open_latents(config)
-        network = config.network
-        latents.require_fit((network.in_channels, network.input_size, network.input_size), network.num_classes)
+        latents.require_fit(config.network.latent_shape(), config.network.num_classes)
         share = share_of_rank(config.training, pin_memory)
-        data = LatentStream(latents, config.data, config.run.random_seed, share)
+        data = LatentStream(latents, config.data, config.run.random_seed, share, cls.draws(config))
         return Prepared(data, cls(config, device, latents))
 
     @classmethod
@@ -132,36 +147,20 @@ class DiffusionSystem(ABC):
 
     def backward(self, phase: Phase, batch: LatentBatch, at: MicroStep) -> dict[str, Tensor]:
         """One micro-batch."""
-        report = self.losses(batch, at)
+        report = self.losses(batch)
         (report["loss/total"] * at.share).backward()
         return {name: value.detach() for name, value in report.items()}
-
-    def draw(
-        self, batch: LatentBatch, seed: int, times: Callable[..., Tensor], shapes: Sequence[Sequence[int]]
-    ) -> Draws:
-        """Times, noises and dropped labels of a micro-batch, each sample's from a generator of its own.
-
-        Args:
-            times: (count, generator=) -> so many times.
-            shapes: of the noises of one sample.
-        """
-        t, labels = [], []
-        noise: list[list[Tensor]] = [[] for _ in shapes]
-        for position, label in zip(batch.positions, batch.labels.split(1), strict=True):
-            generator = torch_generator(seed, "diffusion training", position)
-            t.append(times(1, generator=generator))
-            for rows, shape in zip(noise, shapes):
-                rows.append(torch.randn(tuple(shape), generator=generator))
-            labels.append(self.network.drop_labels(label, generator))
-        return Draws(torch.cat(t), torch.cat(labels), [torch.stack(rows) for rows in noise])
 
     def precision(self) -> AbstractContextManager:
         """In which the network computes; losses are fp32."""
         chosen = _AUTOCAST.get(self.config.training.precision)
         return torch.autocast(self.device.type, dtype=chosen, enabled=chosen is not None)
 
-    def to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+    def to_device(self, value: Any) -> Any:
+        """A tensor, or a mapping of tensors, where the network is."""
+        if isinstance(value, Mapping):
+            return {name: self.to_device(tensor) for name, tensor in value.items()}
+        return value.to(self.device, non_blocking=True)
 
     def after_step(self, values: Mapping[str, float]) -> None:
         """Nothing follows a step."""

@@ -12,8 +12,7 @@ from losses.flow_matching import flow_matching_loss
 from losses.paths import PATHS
 from losses.times import draw_transport_times
 from networks.diffusion.lightningdit import LightningDiT
-from trainer.systems.base import MicroStep
-from trainer.systems.diffusion import DiffusionSystem
+from trainer.systems.diffusion import DiffusionSystem, TrainingDraws
 
 if TYPE_CHECKING:
     from configs.lightningdit import LightningDiTExperiment
@@ -34,17 +33,19 @@ class LightningDiTSystem(DiffusionSystem):
     def build_network(config: LightningDiTExperiment) -> LightningDiT:
         return LightningDiT(config.network)
 
+    @staticmethod
+    def draws(config: LightningDiTExperiment) -> TrainingDraws:
+        times = partial(draw_transport_times, transport=config.transport)
+        return TrainingDraws(times, [config.network.latent_shape()], config.network)
+
     def trained_module(self) -> nn.Module:
         return _Velocity(self.network)
 
-    def losses(self, batch: LatentBatch, at: MicroStep) -> dict[str, Tensor]:
-        transport = self.config.transport
-        times = partial(draw_transport_times, transport=transport)
-        draws = self.draw(batch, at.seed, times, [batch.z.shape[1:]])
-        z, noise, t = (self.to_device(tensor) for tensor in (batch.z, draws.noise[0], draws.t))
-        point = PATHS[transport.path_type].point(z, noise, t)
+    def losses(self, batch: LatentBatch) -> dict[str, Tensor]:
+        transport, drawn = self.config.transport, self.to_device(batch.drawn)
+        point = PATHS[transport.path_type].point(self.to_device(batch.z), drawn["noise_0"], drawn["t"])
         with self.precision():
-            output = self.model(point.x, point.t, self.to_device(draws.labels)).float()
+            output = self.model(point.x, point.t, drawn["y"]).float()
         # A predicted noise or score has no direction in time, so the sign that a velocity gets is taken back.
         loss = flow_matching_loss(output if transport.prediction == "velocity" else -output, point, transport)
         report = {"loss/total": loss.total, "loss/mse": loss.mse.mean()}

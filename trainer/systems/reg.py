@@ -16,8 +16,7 @@ from losses.times import draw_reg_times
 from networks.diffusion.reg_sit import REGSiT
 from networks.diffusion.target_features import TargetEncoders, TargetFeatures, load_target_encoders, require_fit
 from networks.fingerprint import weights_fingerprint
-from trainer.systems.base import MicroStep
-from trainer.systems.diffusion import DiffusionSystem
+from trainer.systems.diffusion import DiffusionSystem, TrainingDraws
 
 if TYPE_CHECKING:
     from configs.reg import REGExperiment
@@ -58,17 +57,19 @@ class REGSystem(DiffusionSystem):
     def build_network(config: REGExperiment) -> REGSiT:
         return REGSiT(config.network)
 
-    def losses(self, batch: LatentBatch, at: MicroStep) -> dict[str, Tensor]:
+    @staticmethod
+    def draws(config: REGExperiment) -> TrainingDraws:
+        """The second noise is that of the class token."""
+        shapes = [config.network.latent_shape(), (config.network.z_dims[0],)]
+        return TrainingDraws(partial(draw_reg_times, config=config.loss), shapes, config.network)
+
+    def losses(self, batch: LatentBatch) -> dict[str, Tensor]:
         features = self._target_features(batch)
-        class_token = features.class_token
-        times = partial(draw_reg_times, config=self.config.loss)
-        draws = self.draw(batch, at.seed, times, [batch.z.shape[1:], class_token.shape[1:]])
-        noise, class_noise = (self.to_device(tensor) for tensor in draws.noise)
-        t, path = self.to_device(draws.t), REG_PATHS[self.config.loss.path_type]
-        point = path.point(self.to_device(batch.z), noise, t)
-        class_point = path.point(class_token, class_noise, t)
+        drawn, path = self.to_device(batch.drawn), REG_PATHS[self.config.loss.path_type]
+        point = path.point(self.to_device(batch.z), drawn["noise_0"], drawn["t"])
+        class_point = path.point(features.class_token, drawn["noise_1"], drawn["t"])
         with self.precision():
-            output = self.model(point.x, t, self.to_device(draws.labels), class_point.x)
+            output = self.model(point.x, point.t, drawn["y"], class_point.x)
         loss = reg_loss(
             output.latent, output.class_token, output.projections, point, class_point, features.tokens
         )  # in fp32, whatever the network's precision

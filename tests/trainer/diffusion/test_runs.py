@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors import CheckpointError, ConfigError, DataError, UserError
+from common.errors import CheckpointError, ConfigError, DataError
 from data.latents import read_normalisation, write_statistics
 from tests.faults.ranks import run_ranks
 from tests.trainer.conftest import comparable, run_until, state_of
@@ -69,13 +69,12 @@ def test_the_ema_keeps_the_same_share_in_every_step_and_fixed_tables_to_the_bit(
 
 def draws_of(trainer, steps: int) -> list:
     """What every sample of some steps is trained with, by position."""
-    system, found = trainer.system, {}
+    found = {}
     batches = trainer.data.micro_batches(0)
     for _ in range(steps * trainer.training.accumulate_gradients):
         batch = next(batches)
-        draws = system.draw(batch, 3, lambda count, generator: torch.rand(count, generator=generator), [(2,), (3,)])
-        rows = zip(batch.z, draws.t, draws.labels, draws.noise[0], draws.noise[1])
-        for position, row in zip(batch.positions, rows):
+        rows = zip(batch.z, *batch.drawn.values(), strict=True)
+        for position, row in zip(batch.positions, rows, strict=True):
             found[position] = [value.tolist() for value in row]
     batches.close()
     return sorted(found.items())
@@ -230,17 +229,3 @@ def test_relations_between_sections_are_reported(system, values_of) -> None:
     with pytest.raises(ConfigError) as error:
         trainer_of(values_of(system), **changes[system])
     assert all(message in str(error.value) for message in messages[system])
-
-
-def test_other_target_encoders_are_refused(system, values_of, tmp_path, target) -> None:
-    if system != "reg":
-        pytest.skip("only REG has target encoders")
-    from tests.networks.tiny_encoders import TINY
-
-    values = values_of(system)
-    run_until(trainer_of(values), 1)
-    TINY["dinov2 with registers"].save(tmp_path / "other")
-    with pytest.raises(CheckpointError, match="started with other target encoders"):
-        trainer_of(values, **{"target.vfm_names": [str(tmp_path / "other")]}).run()
-    with pytest.raises(UserError, match=r"z_dims: found \[24\], but the target encoders have \[32\] channels"):
-        trainer_of(values, **{"network.z_dims": [24]})

@@ -1,4 +1,4 @@
-"""REG with target features that were computed beforehand."""
+"""REG's target encoders: always the same ones, run in the training or beforehand."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import CheckpointError, DataError, UserError
+from tests.networks.tiny_encoders import TINY
 from tests.tiny import write_config
 from tests.trainer.conftest import comparable, run_until, state_of
 from tests.trainer.diffusion.tiny_runs import trainer_of, write_latents
@@ -90,3 +91,13 @@ def test_features_that_do_not_fit_are_refused(prefetch, values_of, target, tmp_p
     (folder / "tokens_000000004.safetensors").unlink()
     with pytest.raises(DataError, match="found 6 rows, expected 10; a file is missing"):
         trainer_of(values, **path)
+
+
+def test_other_target_encoders_are_refused(values_of, tmp_path) -> None:
+    values = values_of("reg")
+    run_until(trainer_of(values), 1)
+    TINY["dinov2 with registers"].save(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="started with other target encoders"):
+        trainer_of(values, **{"target.vfm_names": [str(tmp_path / "other")]}).run()
+    with pytest.raises(UserError, match=r"z_dims: found \[24\], but the target encoders have \[32\] channels"):
+        trainer_of(values, **{"network.z_dims": [24]})
