@@ -40,6 +40,7 @@ DOCUMENTS = (
     "docs/adversarial.md",
     "docs/alignment.md",
     "docs/architecture.md",
+    "docs/diffusion.md",
     "docs/encoders.md",
     "docs/evaluation.md",
     "docs/latents.md",
