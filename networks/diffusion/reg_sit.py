@@ -94,6 +94,13 @@ class REGSiT(DiffusionTransformer):
             tokens = self.run_block(block, tokens, c)
         return self._velocity(self.final_layer(tokens, c))
 
+    @property
+    def feature_names(self) -> list[str]:
+        """The parts whose tokens `features` gives, in its order."""
+        names = super().feature_names
+        aligned = 1 + self.config.encoder_depth  # the embedder comes before the blocks
+        return [*names[:aligned], *(f"projector_{j}" for j in range(len(self.projectors))), *names[aligned:]]
+
     def features(self, x: Tensor, t: Tensor, y: Tensor, cls_token: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Tokens [B, N, ...] of the patches after each part, under the part's name, in the order of computation.
 

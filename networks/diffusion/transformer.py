@@ -63,6 +63,11 @@ class DiffusionTransformer(nn.Module):
             return y
         return drop_labels(y, self.null_label, self.config.class_dropout_prob, generator)
 
+    @property
+    def feature_names(self) -> list[str]:
+        """The parts whose tokens `features` of a subclass gives, in its order."""
+        return ["embedder", *(f"block_{number}" for number in range(len(self.blocks))), "final_layer"]
+
     def condition(self, t: Tensor, y: Tensor) -> Tensor:
         """Times and labels [B] -> what modulates the blocks, [B, D]."""
         return self.t_embedder(t) + self.y_embedder(y)
