@@ -18,12 +18,19 @@ from common import distributed
 from common.checkpoint_folder import library_versions
 from common.files import write_json_atomically, write_text_atomically
 from evaluation.alignment.conditions import CLEAN, expand
-from evaluation.alignment.config import AlignmentConfig
-from evaluation.alignment.extraction import ExtractionOptions, extract_to_folder, feature_path
+from evaluation.alignment.config import AlignmentConfig, DiffusionSection
+from evaluation.alignment.extraction import (
+    ExtractionOptions,
+    extract_parts_to_folder,
+    extract_to_folder,
+    feature_path,
+    part_path,
+)
 from evaluation.alignment.features import FeatureSet, read_features
 from evaluation.alignment.heat_map import HeatMap
 from evaluation.alignment.images import AnalysisImages
 from evaluation.alignment.models.base import ReadShape, load_model
+from evaluation.alignment.models.diffusion import DiffusionFeatures, open_latents, output_name
 from evaluation.alignment.report import render
 from evaluation.alignment.results import ScoreRecord, plain_se, records_of, write_scores_csv
 from evaluation.alignment.scores import Scoring
@@ -65,18 +72,32 @@ def extract_models(config: AlignmentConfig, device: torch.device, read_shape: Re
     outputs = {}
     for name in config.used_models:
         section = config.models[name]
-        needs_all = name in config.rows or aggregation.reference == "same"
-        conditions = expand(aggregation.scored if needs_all else (CLEAN,))
         model = load_model(section, device, read_shape)
-        extract_to_folder(model, section, images, conditions, folder, name, how)
-        outputs[name] = [
-            Output(
-                name if len(model.outputs) == 1 else f"{name} {output}",
-                {c.name: feature_path(folder, name, model.outputs, output, c.name, ".pt") for c in conditions},
-            )
-            for output in model.outputs
-        ]
+        if isinstance(model, DiffusionFeatures):
+            files = _extract_parts(model, section, folder, name, how)
+        else:
+            needs_all = name in config.rows or aggregation.reference == "same"
+            conditions = expand(aggregation.scored if needs_all else (CLEAN,))
+            extract_to_folder(model, section, images, conditions, folder, name, how)
+            files = {
+                output: {c.name: feature_path(folder, name, model.outputs, output, c.name, ".pt") for c in conditions}
+                for output in model.outputs
+            }
+        outputs[name] = [Output(name if len(files) == 1 else f"{name} {output}", files[output]) for output in files]
     return outputs
+
+
+def _extract_parts(
+    model: DiffusionFeatures, section: DiffusionSection, folder: Path, name: str, how: ExtractionOptions
+) -> dict[str, dict[str, Path]]:
+    """Files of a diffusion model by output, then condition, of which there is one."""
+    stored = open_latents(section, model.network)
+    extract_parts_to_folder(model, section, stored, folder, name, how.batch_size, how.device)
+    return {
+        output_name(part, t): {CLEAN: part_path(folder, name, part, t, ".pt")}
+        for t in model.timesteps
+        for part in model.parts
+    }
 
 
 def write_analysis(config: AlignmentConfig, outputs: Mapping[str, list[Output]], device: torch.device) -> None:

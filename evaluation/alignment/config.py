@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.registry import closest
 from evaluation.alignment.conditions import GROUPS, expand
 from evaluation.alignment.metrics import DEFAULT_EPS, DEFAULT_K, METRICS
+from networks.diffusion.config import LightningDiTConfig, REGSiTConfig
 
 
 class ModelSection(StrictModel):
@@ -61,8 +62,33 @@ class AutoencoderSection(ModelSection):
     apply_scaling: bool = Field(False, description="Multiply latents by the model's scaling_factor.")
 
 
+class DiffusionSection(ModelSection):
+    """LightningDiT or REG, at chosen shares of noise; it sees latents of the clean images."""
+
+    kind: ClassVar[str] = "diffusion"
+
+    checkpoint: str = Field(description="Checkpoint folder, run folder or file of the reference.")
+    latents: str = Field(
+        description="Folder that tools/evaluate_alignment/prefetch.py wrote, with latents_stats.pt of the training."
+    )
+    lightningdit: LightningDiTConfig | None = Field(
+        None, description="Shape of the network in a file of LightningDiT; a folder carries its own."
+    )
+    reg: REGSiTConfig | None = Field(None, description="The same for a file of REG.")
+    weights: Literal["ema", "raw"] = Field("ema", description="Which weights.")
+    parts: list[str] | Literal["all"] = Field(
+        "all", min_length=1, description="embedder, block_0, ..., projector_0, ... (REG), final_layer; or all."
+    )
+    timesteps: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        [0.5], min_length=1, description="Shares of noise: 0 is the clean latent, 1 noise alone."
+    )
+    use_label: bool = Field(False, description="Tell the network the class of each image; false: the null class.")
+    latent_multiplier: PositiveFloat = Field(1.0, description="Applied after the normalisation, as in the training.")
+    seed: NonNegativeInt = Field(0, description="Key of the noise, with each image's name.")
+
+
 SECTION_CLASSES: dict[str, type[ModelSection]] = {
-    section.kind: section for section in (VFMSection, TokenizerSection, AutoencoderSection)
+    section.kind: section for section in (VFMSection, TokenizerSection, AutoencoderSection, DiffusionSection)
 }
 
 
@@ -74,12 +100,13 @@ class AlignmentConfig(StrictModel):
     vfms: dict[str, VFMSection] = Field({}, description="Vision foundation models by a name of your choice.")
     tokenizers: dict[str, TokenizerSection] = Field({}, description="Tokenizers of this project, by name.")
     autoencoders: dict[str, AutoencoderSection] = Field({}, description="diffusers autoencoders, by name.")
+    diffusion_models: dict[str, DiffusionSection] = Field({}, description="LightningDiT and REG models, by name.")
     rows: list[str] = Field(min_length=1, description="Models that are assessed: first argument of the metric.")
     columns: list[str] = Field(min_length=1, description="Models that they are compared with: second argument.")
     conditions: list[str] = Field(
         ["published"],
-        min_length=1,
-        description="Transformations to average over: names, `published` (equivariance and four noise levels), `grid`.",
+        description="Transformations to average over: names, `published` (equivariance and four noise levels), `grid`; "
+        "[] with include_clean: true: the clean images alone.",
     )
     include_clean: bool = Field(False, description="The clean condition takes part in the mean.")
     reference: Literal["same", "clean"] = Field(
@@ -99,7 +126,7 @@ class AlignmentConfig(StrictModel):
     @property
     def models(self) -> dict[str, ModelSection]:
         """All models by name."""
-        return {**self.vfms, **self.tokenizers, **self.autoencoders}
+        return {**self.vfms, **self.tokenizers, **self.autoencoders, **self.diffusion_models}
 
     @property
     def used_models(self) -> list[str]:
@@ -119,17 +146,16 @@ def load_alignment_config(path: str | Path, overrides: list[str]) -> AlignmentCo
 
 def _known(key: str) -> Relation:
     def check(c: AlignmentConfig) -> str | None:
-        known = {**c.vfms, **c.tokenizers, **c.autoencoders}
         for name in getattr(c, key):
-            if name not in known:
-                near = f" Closest: {closest(name, known)}." if known else ""
-                return f"found {name!r}, which is none of the models in vfms, tokenizers and autoencoders.{near}"
+            if name not in c.models:
+                near = f" Closest: {closest(name, c.models)}." if c.models else ""
+                return f"found {name!r}, which is none of the models in {', '.join(SECTIONS)}.{near}"
         return None
 
     return Relation((key, *SECTIONS), check)
 
 
-SECTIONS = ("vfms", "tokenizers", "autoencoders")
+SECTIONS = ("vfms", "tokenizers", "autoencoders", "diffusion_models")
 
 
 def _names(c: AlignmentConfig) -> str | None:
@@ -147,7 +173,21 @@ def _conditions(c: AlignmentConfig) -> str | None:
         names = c.condition_names
     except UserError as error:
         return f"{error} `{'` and `'.join(GROUPS)}` stand for several."
+    if not names and not c.include_clean:
+        return "found none; name transformations, or score the clean images alone with include_clean: true."
     return "found clean; it is always scored, and include_clean takes it into the mean." if "clean" in names else None
+
+
+def _diffusion_sees_clean_images(c: AlignmentConfig) -> str | None:
+    if not c.conditions:
+        return None
+    for name in c.rows if c.reference == "clean" else c.used_models:
+        if name in c.diffusion_models:
+            return (
+                f"found {c.conditions}, but {name} has features of clean images only; set conditions: [] and "
+                "include_clean: true, or take it as a column with reference: clean."
+            )
+    return None
 
 
 def _weights(c: AlignmentConfig) -> str | None:
@@ -170,7 +210,8 @@ RELATIONS = (
     _known("rows"),
     _known("columns"),
     Relation(SECTIONS, _names),
-    Relation(("conditions",), _conditions),
+    Relation(("conditions", "include_clean"), _conditions),
+    Relation(("conditions", "rows", "columns", "reference"), _diffusion_sees_clean_images),
     Relation(("weights", "conditions", "include_clean"), _weights),
     Relation(("metric",), _metric),
 )

@@ -1,7 +1,8 @@
-"""Extract features of an image set under conditions: one file per model output and condition.
+"""Extract features of an image set: one file per model output and condition.
 
     <folder>/<prefix>_<condition>.pt             a model with one output
     <folder>/<prefix>_<output>_<condition>.pt    a model with several
+    <folder>/<prefix>_<part>_t0.500.pt           a diffusion model, which sees latents of clean images
 
 What is computed for an image depends on neither the batch size (up to rounding) nor the number of ranks: batches are
 filled up to one size, and random draws are keyed by names.
@@ -10,9 +11,10 @@ filled up to one size, and random draws are keyed by names.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,21 @@ from tqdm import tqdm
 from common import distributed
 from common.errors import DataError, UserError
 from common.value_range import uint8_to_unit
-from evaluation.alignment.conditions import Condition
-from evaluation.alignment.config import ModelSection
+from evaluation.alignment.conditions import CLEAN, Condition
+from evaluation.alignment.config import DiffusionSection, ModelSection
 from evaluation.alignment.features import SUFFIXES, FeatureSet, read_features, write_features
 from evaluation.alignment.images import AnalysisImages, ConditionedImage, read_square
-from evaluation.alignment.models.base import FeatureModel
+from evaluation.alignment.models.base import ImageModel
+from evaluation.alignment.models.diffusion import DiffusionFeatures, output_name
+from evaluation.alignment.stored_latents import StoredLatents
 from evaluation.alignment.transforms import ImageTransform, apply_transform
 from evaluation.batches import fill_up, in_batches, read_ahead
 from evaluation.images import to_tensor
 
 log = logging.getLogger(__name__)
+
+
+Records = Mapping[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -58,9 +65,43 @@ def feature_path(folder: Path, prefix: str, outputs: Sequence[str], output: str,
     return folder / f"{prefix}{middle}_{condition}{suffix}"
 
 
+def part_path(folder: Path, prefix: str, part: str, t: float, suffix: str) -> Path:
+    """Where the features of a part of a diffusion model at a share of noise are."""
+    return folder / f"{prefix}_{output_name(part, t)}{suffix}"
+
+
+Batches = Iterable[tuple[Sequence[str], Mapping[str, Tensor]]]
+"""Names, and {output: [B, D]}; copies at the end that fill a batch up repeat the last name."""
+
+
+def collect(
+    outputs: Sequence[str], batches: Batches, records: Records, total: int, title: str
+) -> dict[str, FeatureSet]:
+    """Features of the batches of all ranks, sorted by name; every rank must call it, and gets all.
+
+    Args:
+        batches: of this rank.
+        records: what was done to each image.
+        total: images of this rank.
+        title: heads the progress bar; none without.
+    """
+    found: dict[str, dict[str, Tensor]] = {output: {} for output in outputs}
+    problem: UserError | None = None
+    with tqdm(total=total, desc=title, unit="image", disable=distributed.rank() != 0 or not title) as bar:
+        try:
+            for names, features in batches:
+                for output, values in features.items():
+                    found[output].update(zip(names, values.float().cpu()))
+                bar.update(len(set(names)))
+        except UserError as error:
+            problem = error
+    distributed.raise_together(problem)
+    return {output: _gathered(values, records) for output, values in found.items()}
+
+
 @torch.inference_mode()
 def extract_condition(
-    model: FeatureModel, images: Sequence[ConditionedImage], how: ExtractionOptions, title: str = ""
+    model: ImageModel, images: Sequence[ConditionedImage], how: ExtractionOptions, title: str = ""
 ) -> dict[str, FeatureSet]:
     """Features of images under one condition, sorted by name; every rank must call it, and gets all.
 
@@ -72,21 +113,26 @@ def extract_condition(
     """
     ordered = sorted(images, key=lambda image: (image.transform.scale, image.file.key))
     share = ordered[distributed.rank() :: distributed.world_size()]
-    found: dict[str, dict[str, Tensor]] = {output: {} for output in model.outputs}
-    bar = tqdm(total=len(share), desc=title, unit="image", disable=distributed.rank() != 0 or not title)
-    problem: UserError | None = None
-    with bar:
-        try:
-            for names, pixels in _batches(share, how):
-                features = model.features(pixels.to(how.device), names)
-                for output, values in features.items():
-                    found[output].update(zip(names, values.float().cpu()))  # copies at the end repeat the last name
-                bar.update(len(set(names)))
-        except UserError as error:
-            problem = error
-    distributed.raise_together(problem)
+    batches = ((names, model.features(pixels.to(how.device), names)) for names, pixels in _batches(share, how))
     records = {image.file.key: image.record for image in images}
-    return {output: _gathered(values, records) for output, values in found.items()}
+    return collect(model.outputs, batches, records, len(share), title)
+
+
+@torch.inference_mode()
+def extract_parts(
+    model: DiffusionFeatures,
+    stored: StoredLatents,
+    t: float,
+    batch_size: int,
+    device: torch.device,
+    title: str = "",
+) -> dict[str, FeatureSet]:
+    """Features of a diffusion model's parts for stored latents at a share of noise; else as `extract_condition`."""
+    share = range(len(stored))[distributed.rank() :: distributed.world_size()]
+    filled = (fill_up(numbers, batch_size) for numbers in in_batches(share, batch_size))
+    clean = (stored.batch(numbers, device) for numbers in filled)
+    batches = ((batch.names, model.features(batch, t)) for batch in clean)
+    return collect(model.parts, batches, {name: {"mode": CLEAN} for name in stored.names}, len(share), title)
 
 
 def _batches(images: Iterable[ConditionedImage], how: ExtractionOptions) -> Iterator[tuple[list[str], Tensor]]:
@@ -104,7 +150,7 @@ def _batches(images: Iterable[ConditionedImage], how: ExtractionOptions) -> Iter
                 yield list(names), apply_transform(uint8_to_unit(torch.stack(pixels)), ImageTransform(scale=scale))
 
 
-def _gathered(share: Mapping[str, Tensor], records: Mapping[str, dict[str, Any]]) -> FeatureSet:
+def _gathered(share: Mapping[str, Tensor], records: Records) -> FeatureSet:
     names = list(share)
     own = (names, torch.stack([share[name] for name in names]) if names else torch.empty(0))
     parts = distributed.all_gather_objects(own)
@@ -114,7 +160,7 @@ def _gathered(share: Mapping[str, Tensor], records: Mapping[str, dict[str, Any]]
 
 
 def extract_to_folder(
-    model: FeatureModel,
+    model: ImageModel,
     section: ModelSection,
     images: AnalysisImages,
     conditions: Sequence[Condition],
@@ -135,26 +181,103 @@ def extract_to_folder(
     extracted = 0
     for condition in conditions:
         conditioned = distributed.on_rank_0(lambda condition=condition: images.under(condition))
-        facts = distributed.on_rank_0(lambda condition=condition: _identity(model, section, images, condition, how))
-        paths = {
-            output: feature_path(folder, prefix, model.outputs, output, condition.name, suffix)
+        shared = distributed.on_rank_0(lambda condition=condition: _identity(model, section, images, condition, how))
+        files = [
+            _File(
+                output,
+                feature_path(folder, prefix, model.outputs, output, condition.name, suffix),
+                {**shared, "feature_name": output},
+            )
             for output in model.outputs
-        }
-        if distributed.on_rank_0(lambda paths=paths, facts=facts: _all_current(paths, facts)):
-            log.info("%s %s: kept", prefix, condition.name)
-            continue
-        found = extract_condition(model, conditioned, how, title=f"{prefix} {condition.name}")
-        distributed.on_rank_0(lambda found=found, facts=facts, paths=paths: _write(found, facts, paths))
-        extracted += 1
+        ]
+        title = f"{prefix} {condition.name}"
+        extracted += _complete(files, title, partial(extract_condition, model, conditioned, how, title))
     return extracted
 
 
+def extract_parts_to_folder(
+    model: DiffusionFeatures,
+    section: DiffusionSection,
+    stored: StoredLatents,
+    folder: Path,
+    prefix: str,
+    batch_size: int,
+    device: torch.device,
+    suffix: str = ".pt",
+) -> int:
+    """Write the features of a diffusion model's parts at all its timesteps; else as `extract_to_folder`.
+
+    Returns: number of timesteps that were extracted.
+    """
+    shared = distributed.on_rank_0(
+        lambda: {
+            "model": _model_facts(section, leave_out={"parts", "timesteps"}),
+            "weights_sha256": model.weights_sha256,
+            "latents_sha256": stored.sha256(),
+            "num_images": len(stored),
+            "sorted": True,
+            "sorted_by": "name",
+        }
+    )
+    extracted = 0
+    for t in model.timesteps:
+        files = [
+            _File(part, part_path(folder, prefix, part, t, suffix), {**shared, "feature_name": part, "timestep": t})
+            for part in model.parts
+        ]
+        title = f"{prefix} t {t:.3f}"
+        extracted += _complete(files, title, partial(extract_parts, model, stored, t, batch_size, device, title))
+    return extracted
+
+
+@dataclass(frozen=True)
+class _File:
+    """A feature file that is wanted.
+
+    Args:
+        output: of the model.
+        facts: what decides the features, and what the file says of them besides.
+    """
+
+    output: str
+    path: Path
+    facts: Mapping[str, Any]
+
+    def is_current(self) -> bool:
+        """Whether it is there, with the same facts."""
+        if not self.path.is_file():
+            return False
+        try:
+            return read_features(self.path).facts == self.facts
+        except UserError as error:
+            log.warning("%s; it is written again.", error)
+            return False
+
+    def write(self, found: FeatureSet) -> None:
+        write_features(self.path, replace(found, facts=dict(self.facts)))
+
+
+def _complete(files: Sequence[_File], title: str, extract: Callable[[], Mapping[str, FeatureSet]]) -> bool:
+    """Extract and write files of one model unless all are current; returns whether it was necessary."""
+    if distributed.on_rank_0(lambda: all(file.is_current() for file in files)):
+        log.info("%s: kept", title)
+        return False
+    found = extract()
+
+    def write() -> None:
+        for file in files:
+            file.write(found[file.output])
+
+    distributed.on_rank_0(write)
+    return True
+
+
 def _identity(
-    model: FeatureModel, section: ModelSection, images: AnalysisImages, condition: Condition, how: ExtractionOptions
+    model: ImageModel, section: ModelSection, images: AnalysisImages, condition: Condition, how: ExtractionOptions
 ) -> dict[str, Any]:
     """What decides the features of all outputs, in the form in which files carry it."""
     return {
-        "model": {"kind": section.kind, **section.model_dump(mode="json")},
+        "model": _model_facts(section),
         "weights_sha256": model.weights_sha256,
         "images_sha256": images.sha256(condition),
         "num_images": len(images.clean),
@@ -165,24 +288,8 @@ def _identity(
     }
 
 
-def _all_current(paths: Mapping[str, Path], facts: Mapping[str, Any]) -> bool:
-    return all(_is_current(path, {**facts, "feature_name": output}) for output, path in paths.items())
-
-
-def _is_current(path: Path, facts: Mapping[str, Any]) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        return read_features(path).facts == facts
-    except UserError as error:
-        log.warning("%s; it is written again.", error)
-        return False
-
-
-def _write(found: Mapping[str, FeatureSet], facts: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
-    for output, values in found.items():
-        carrying = FeatureSet(values.features, values.names, values.transformations, {**facts, "feature_name": output})
-        write_features(paths[output], carrying)
+def _model_facts(section: ModelSection, leave_out: Set[str] = frozenset()) -> dict[str, Any]:
+    return {"kind": section.kind, **section.model_dump(mode="json", exclude=set(leave_out))}
 
 
 def find_conditions(prefix: str, conditions: Iterable[str]) -> dict[str, FeatureSet]:

@@ -160,7 +160,7 @@ def match_images(sets: Sequence[FeatureSet], min_overlap: float = 0.95) -> Match
 
     Raises: DataError if fewer are common to all.
     """
-    places = [_first_places(found.names) for found in sets]
+    places = [first_places(found.names) for found in sets]
     common = set.intersection(*(set(place) for place in places))
     everything = set.union(*(set(place) for place in places))
     if len(common) < min_overlap * max(map(len, places)) or not common:
@@ -178,7 +178,8 @@ def match_images(sets: Sequence[FeatureSet], min_overlap: float = 0.95) -> Match
     return Matched(names, [found.features[row] for found, row in zip(sets, rows)], len(everything) - len(common))
 
 
-def _first_places(names: Sequence[str]) -> dict[str, int]:
+def first_places(names: Sequence[str]) -> dict[str, int]:
+    """The row of each name; of rows with one name the first counts."""
     places: dict[str, int] = {}
     for place, name in enumerate(names):
         places.setdefault(name, place)

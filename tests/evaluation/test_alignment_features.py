@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 
 from common.errors import DataError, UserError
 from data.name_tensors import pack_names, unpack_names
@@ -20,7 +19,6 @@ from evaluation.alignment.features import read_features
 from evaluation.alignment.images import AnalysisImages, flat_name
 from evaluation.alignment.latents import PrefetchOptions, copy_statistics, labels_of, prefetch_latents
 from evaluation.alignment.models.base import fill_up_sides, load_model
-from evaluation.alignment.models.diffusion import CleanLatents, DiffusionAdapter, block_features
 from evaluation.alignment.models.tokenizer import TokenizerFeatures
 from evaluation.alignment.preprocess import CleanDraw, draw_clean_set, use_clean_set, write_noise, write_transforms
 from evaluation.alignment.transforms import ImageTransform, add_noise, apply_transform, draw_transform
@@ -246,54 +244,6 @@ def test_a_missing_autoencoder_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(UserError, match="takes the diffusers library, which is not installed"):
         load_model(AutoencoderSection(path=str(tmp_path)), CPU, None)
-
-
-# --- diffusion models ----------------------------------------------------------------------------------------------
-
-
-class ToyTransformer(nn.Module):
-    """Patches, two blocks; the first block shows the time that it was given."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Identity()
-        self.blocks = nn.ModuleList([nn.Identity(), nn.Identity()])
-        self.unused = nn.Identity()
-
-    def forward(self, x, time):
-        tokens = self.embed(x.flatten(2).transpose(1, 2))
-        return self.blocks[1](self.blocks[0](tokens * 0 + time[:, None, None]))
-
-
-class ToyAdapter(DiffusionAdapter):
-    time_is_noise = False
-
-    def run(self, noisy):
-        self.model(noisy.latents, noisy.time)
-
-
-def test_block_features_are_token_means_of_noisy_latents_keyed_by_name():
-    adapter = ToyAdapter(ToyTransformer(), {"embedder": "embed", "block_0": "blocks.0"})
-    latents = torch.rand(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    labels = torch.full((3,), 1000)
-    found = block_features(adapter, CleanLatents(latents, ["a", "b", "c"], labels), t=0.25, seed=1)
-    assert list(found) == ["embedder", "block_0"] and torch.equal(found["block_0"], torch.full((3, 4), 0.75))
-    alone = block_features(adapter, CleanLatents(latents[1:2], ["b"], labels[:1]), t=0.25, seed=1)
-    assert torch.allclose(alone["embedder"], found["embedder"][1:2], atol=1e-7)
-    clean = block_features(adapter, CleanLatents(latents, ["a", "b", "c"], labels), t=0, seed=1)["embedder"]
-    assert torch.allclose(clean, latents.mean((2, 3)), atol=1e-6)
-    assert not adapter.model.embed._forward_hooks
-    ((noise,),) = [(found["embedder"] - 0.75 * clean,)]
-    half = block_features(adapter, CleanLatents(latents, ["a", "b", "c"], labels), t=0.5, seed=1)["embedder"]
-    assert torch.allclose(half, 0.5 * clean + 2 * noise, atol=1e-6)
-
-
-def test_wrong_modules_of_a_diffusion_model_are_named():
-    with pytest.raises(UserError, match=r"block_0: the model has no module 'block.0'. Closest: blocks.0"):
-        ToyAdapter(ToyTransformer(), {"block_0": "block.0"})
-    clean = CleanLatents(torch.rand(1, 4, 2, 2), ["a"], torch.zeros(1))
-    with pytest.raises(UserError, match="final_layer: the module 'unused' did not run"):
-        block_features(ToyAdapter(ToyTransformer(), {"final_layer": "unused"}), clean, 0.5, 0)
 
 
 # --- latents -------------------------------------------------------------------------------------------------------

@@ -17,8 +17,7 @@ from data.reg_latents import reg_name
 from data.sample_shards import label_records, number_samples, open_samples
 from data.sources import parse_labels
 from evaluation.alignment.conditions import noise_name
-from evaluation.alignment.extraction import feature_path
-from evaluation.alignment.models.diffusion import block_file_name
+from evaluation.alignment.extraction import feature_path, part_path
 from tests.golden.cases import HERE, Case
 
 CLASS_TEXTS = HERE.parents[1] / "imagenet_info" / "imagenet_1k_cls_to_text.json"
@@ -78,7 +77,7 @@ def _check_feature_file_names(names: list[str]) -> None:
     for name in names:
         prefix, _, rest = name.partition("_")
         if match := re.fullmatch(r"(\w+)_t(\d\.\d+)\.pt", rest):
-            found = block_file_name(prefix, match[1], float(match[2]))
+            found = part_path(Path(), prefix, match[1], float(match[2]), ".pt").name
         else:
             condition = rest.removesuffix(".pt")
             if match := re.fullmatch(r"noise_(\d\.\d+)", condition):

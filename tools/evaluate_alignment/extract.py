@@ -2,6 +2,8 @@
 
 python tools/evaluate_alignment/extract.py vfm --vfm-name DINOV2_FOLDER --scale-factor 0.875 \\
     --input-dir alignment --output-dir features --output-prefix dinov2
+python tools/evaluate_alignment/extract.py diffusion --checkpoint runs/lightningdit --timesteps 0.25 0.5 0.75 \\
+    --latents alignment/latents --output-dir features --output-prefix lightningdit
 """
 
 from __future__ import annotations
@@ -12,13 +14,19 @@ from pathlib import Path
 from common.command import run_command
 from evaluation.alignment.model_arguments import add_model_parsers, section_of
 
+KINDS = ("vfm", "tokenizer", "autoencoder", "diffusion")
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for kind in add_model_parsers(parser, ("vfm", "tokenizer", "autoencoder")):
-        kind.add_argument("--input-dir", required=True, help="root folder that preprocess.py filled")
-        kind.add_argument("--output-dir", required=True, type=Path, help="gets one file per output and condition")
+    for kind in (kinds := add_model_parsers(parser, KINDS)):
+        kind.add_argument("--output-dir", required=True, type=Path, help="gets the feature files")
         kind.add_argument("--output-prefix", required=True, help="what the names of the files start with")
+        kind.add_argument("--batch-size-per-gpu", type=int, default=32, help="images per batch (default: 32)")
+        kind.add_argument("--format", choices=("pt", "safetensors"), default="pt", help="of the files (default: pt)")
+        kind.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
+    for kind in kinds[:-1]:  # a diffusion model takes latents of the clean images instead
+        kind.add_argument("--input-dir", required=True, help="root folder that preprocess.py filled")
         kind.add_argument(
             "--conditions",
             nargs="+",
@@ -26,13 +34,10 @@ def parse_arguments() -> argparse.Namespace:
             help="names, `published` (equivariance and four noise levels), `grid` (default: clean published)",
         )
         kind.add_argument("--resolution", type=int, default=256, help="side before transformations (default: 256)")
-        kind.add_argument("--batch-size-per-gpu", type=int, default=32, help="images per batch (default: 32)")
         kind.add_argument("--num-workers", type=int, default=4, help="threads that read")
-        kind.add_argument("--format", choices=("pt", "safetensors"), default="pt", help="of the files (default: pt)")
-        kind.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
     parsed = parser.parse_args()
     for name in ("resolution", "batch_size_per_gpu", "num_workers"):
-        if getattr(parsed, name) < 1:
+        if getattr(parsed, name, 1) < 1:
             parser.error(f"--{name.replace('_', '-')}: found {getattr(parsed, name)}, expected at least 1")
     return parsed
 
@@ -45,7 +50,7 @@ def main() -> None:
     device = distributed.pick_device(arguments.device)
     distributed.initialise(device)
     try:
-        extract(arguments, section, device)
+        (extract_diffusion if arguments.kind == "diffusion" else extract)(arguments, section, device)
     finally:
         distributed.finalise()
 
@@ -67,6 +72,22 @@ def extract(arguments: argparse.Namespace, section, device) -> None:
     if distributed.rank() == 0:
         kept = len(conditions) - extracted
         print(f"{len(images.clean)} images, {extracted} conditions extracted, {kept} kept: {', '.join(model.outputs)}")
+
+
+def extract_diffusion(arguments: argparse.Namespace, section, device) -> None:
+    from common import distributed
+    from evaluation.alignment.extraction import extract_parts_to_folder
+    from evaluation.alignment.models.diffusion import load, open_latents
+
+    model = load(section, device)
+    stored = open_latents(section, model.network)
+    folder, prefix, suffix = arguments.output_dir, arguments.output_prefix, f".{arguments.format}"
+    extracted = extract_parts_to_folder(
+        model, section, stored, folder, prefix, arguments.batch_size_per_gpu, device, suffix
+    )
+    if distributed.rank() == 0:
+        kept = len(model.timesteps) - extracted
+        print(f"{len(stored)} images, timesteps: {extracted} extracted, {kept} kept; {', '.join(model.parts)}")
 
 
 if __name__ == "__main__":

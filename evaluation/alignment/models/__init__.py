@@ -14,5 +14,6 @@ FEATURE_MODELS: Registry = Registry(
         "vfm": "evaluation.alignment.models.vfm:load",
         "tokenizer": "evaluation.alignment.models.tokenizer:load",
         "autoencoder": "evaluation.alignment.models.autoencoder:load",
+        "diffusion": "evaluation.alignment.models.diffusion:load",
     },
 )

@@ -1,4 +1,4 @@
-"""What every model of an analysis is: images in, one vector per image and output out."""
+"""What every model of an analysis is: one vector per image and output; most take the images themselves."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ from networks.config import TokenizerConfig
 ReadShape = Callable[[str], TokenizerConfig]
 
 
-class FeatureModel(ABC):
+class FeatureModel:
     """A frozen model in eval mode.
 
-    Images come transformed, in [0, 1] and of any size; the model's own resizing and normalisation follow. Sides that do
-    not divide are filled up by reflection at the right and bottom.
-
     Attributes:
-        outputs: names of what `features` returns, in order.
+        outputs: names of what it gives for each image, in order.
         weights_sha256: fingerprint of its weights.
     """
 
     outputs: tuple[str, ...]
     weights_sha256: str
+
+
+class ImageModel(FeatureModel, ABC):
+    """A model that takes images.
+
+    They come transformed, in [0, 1] and of any size; the model's own resizing and normalisation follow. Sides that do
+    not divide are filled up by reflection at the right and bottom.
+    """
 
     @abstractmethod
     def features(self, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
@@ -39,7 +44,7 @@ class FeatureModel(ABC):
         """
 
 
-class LatentModel(FeatureModel):
+class LatentModel(ImageModel):
     """A model whose one feature is the mean of its latent over positions."""
 
     outputs = ("latent",)

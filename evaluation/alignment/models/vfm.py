@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evaluation.alignment.config import VFMSection
-from evaluation.alignment.models.base import FeatureModel, ReadShape, fill_up_sides
+from evaluation.alignment.models.base import ImageModel, ReadShape, fill_up_sides
 from networks.config import whole_patches
 from networks.encoders.base import VisionEncoder
 from networks.encoders.loading import load_vision_encoder
@@ -17,7 +17,7 @@ from networks.fingerprint import weights_fingerprint
 SUMMARY = "summary"
 
 
-class VFMFeatures(FeatureModel):
+class VFMFeatures(ImageModel):
     """Layers of a frozen encoder, averaged over their tokens; or the family's own summary of an image.
 
     Args:
