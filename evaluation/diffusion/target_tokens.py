@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import distributed
-from common.errors import UserError
+from common.errors import DataError, UserError
 from common.files import write_json_atomically
 from common.lock import locked
 from data.reg_latents import RegSource
@@ -50,7 +50,8 @@ def write_target_tokens(
         output_dir: empty, or with what an interrupted run of the same encoders and items has left.
         dtype: in which the tokens are stored.
         batch_size: images per batch on each rank.
-    Raises: DataError if the folder holds something else, an image cannot be read, or the disk is full.
+    Raises: DataError if the folder holds something else, an image cannot be read, its tokens are not finite, or the
+        disk is full.
     """
     identity = {
         "target_encoders": {"vfm_names": list(vfm_names), "sha256": weights_fingerprint(encoders.state_dict())},
@@ -114,5 +115,17 @@ def _encode(
     parts: list[list[Tensor]] = []
     for batch in in_batches(items, batch_size):
         images = torch.stack(fill_up([source.image(index) for index in batch], batch_size)).to(device)
-        parts.append([tokens[: len(batch)].to("cpu", dtype) for tokens in encoders(images).tokens])
+        stored = [tokens[: len(batch)].to("cpu", dtype) for tokens in encoders(images).tokens]
+        _require_finite(stored, [source.name(index) for index in batch])
+        parts.append(stored)
     return {f"tokens_{i}": torch.cat(rows) for i, rows in enumerate(zip(*parts))}
+
+
+def _require_finite(stored: Sequence[Tensor], names: Sequence[str]) -> None:
+    for number, tokens in enumerate(stored):
+        finite = tokens.isfinite().flatten(1).all(dim=1).tolist()
+        if not all(finite):
+            raise DataError(
+                f"{names[finite.index(False)]}: tokens of target encoder {number} hold values that are not finite; its "
+                "weights are damaged, or --dtype is too narrow for them."
+            )

@@ -18,7 +18,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value", dest="overrides")
     parser.add_argument("--output-dir", required=True, help="empty, or what an interrupted run has left")
     parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float16", help="of the stored tokens (default: float16)"
+        "--dtype",
+        choices=("float16", "bfloat16", "float32"),
+        default="float16",
+        help="of the stored tokens (default: float16)",
     )
     parser.add_argument("--batch-size-per-gpu", type=int, default=64, help="images per batch (default: 64)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import CheckpointError, DataError, UserError
+from networks.encoders.dinov2 import DINOv2Encoder
 from tests.networks.tiny_encoders import TINY
 from tests.tiny import write_config
 from tests.trainer.conftest import comparable, run_until, state_of
@@ -66,6 +68,16 @@ def test_an_interrupted_prefetch_is_completed_with_the_same_files(prefetch, tmp_
     assert {path.name: path.read_bytes() for path in folder.glob("*.safetensors")} == whole
     assert prefetch(folder, "--dtype", "float32") == 2
     assert "dtype: found float16, expected float32; choose an empty --output-dir" in capsys.readouterr().err
+
+
+def test_tokens_that_are_not_finite_stop_the_prefetch_and_name_their_image(prefetch, monkeypatch, tmp_path, capsys):
+    """Half precision ends at 65504; bfloat16 does not."""
+    normalise = DINOv2Encoder.normalise
+    monkeypatch.setattr(DINOv2Encoder, "normalise", lambda self, state: 1e5 * normalise(self, state))
+    assert prefetch(tmp_path / "tokens") == 2
+    assert re.search(r"error: 0/0_0: tokens of target encoder 0 hold .* --dtype is too narrow", capsys.readouterr().err)
+    assert prefetch(tmp_path / "wide", "--dtype", "bfloat16") == 0
+    assert load_file(tmp_path / "wide" / "tokens_000000000.safetensors")["tokens_0"].dtype == torch.bfloat16
 
 
 def test_features_that_do_not_fit_are_refused(prefetch, values_of, target, tmp_path) -> None:
