@@ -281,6 +281,10 @@ def test_layers_of_a_diffusion_model_are_compared_with_a_vfm(networks, latents, 
     assert report["clean"]["values"][3][4] == pytest.approx(1, abs=1e-3)  # a layer with itself
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<svg") == 1 and "on the clean images." in page and "SE-" not in page
+    run_tool(monkeypatch, "run.py", "--config", path, "--set", "columns=[vfm]")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<svg") == 3  # and a curve over the layers for each share of noise
+    assert all(f"CKNNA over the layers of dit at {share}% noise" in page for share in ("25.0", "50.0"))
     with pytest.raises(ConfigError, match=r"conditions: found \['grid'\], but dit has features of clean images only"):
         load_alignment_config(path, ["conditions=[grid]"])
     assert load_alignment_config(path, ["conditions=[grid]", "rows=[vfm]", "reference=clean"]).columns == ["vfm", "dit"]
