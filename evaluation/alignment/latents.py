@@ -22,6 +22,7 @@ from common.files import write_atomically
 from common.torch_file import read_torch_file
 from common.value_range import uint8_to_unit
 from data.class_texts import imagenet_synsets
+from data.latents import write_statistics
 from data.name_tensors import pack_names
 from evaluation.alignment.images import class_of_name, list_clean, read_square
 from evaluation.alignment.models.base import LatentModel
@@ -31,7 +32,6 @@ from networks.encoders.base import VisionEncoder
 
 NULL_LABEL = 1000
 CLASS_TOKENS = "dinov2_cls_tokens"
-STATS_FILE = "latents_stats.pt"
 
 
 @dataclass(frozen=True)
@@ -148,5 +148,4 @@ def copy_statistics(source: Path | None, model: LatentModel, output: Path) -> No
         if not isinstance(content, dict) or not {"mean", "std"} <= content.keys():
             raise DataError(f"{source}: expected a file with the tensors `mean` and `std` (latents_stats.pt).")
         mean, std = content["mean"], content["std"]
-    statistics = {name: value.float().reshape(1, -1, 1, 1).clone() for name, value in (("mean", mean), ("std", std))}
-    write_atomically(output / STATS_FILE, lambda partial: torch.save(statistics, partial))
+    write_statistics(output, mean, std)
