@@ -105,7 +105,7 @@ def drop_labels(y: Tensor, null_label: int, probability: float, generator: torch
     """Labels [B], of which each has become the null class with a probability, independently of the others.
 
     Args:
-        generator: keyed by the step and the micro-batch, so that a resumed run drops the same ones; on any device.
+        generator: keyed by what the labels are for, so that a resumed run drops the same ones; on any device.
     """
     draws = torch.rand(y.shape, generator=generator, device=generator.device)
     return torch.where((draws < probability).to(y.device), null_label, y)

@@ -14,7 +14,6 @@ from networks.diffusion.embeddings import (
     PatchEmbedding,
     RotaryEmbedding,
     TimeEmbedding,
-    drop_labels,
     position_table,
 )
 
@@ -52,16 +51,6 @@ class DiffusionTransformer(nn.Module):
                 "train one with class_dropout_prob above 0."
             )
         return self.config.num_classes
-
-    def drop_labels(self, y: Tensor, generator: torch.Generator) -> Tensor:
-        """Labels [B] for training: each becomes the null class with probability `class_dropout_prob`.
-
-        Args:
-            generator: keyed by the step and the micro-batch, so that a resumed run drops the same ones.
-        """
-        if self.config.class_dropout_prob == 0:
-            return y
-        return drop_labels(y, self.null_label, self.config.class_dropout_prob, generator)
 
     @property
     def feature_names(self) -> list[str]:
