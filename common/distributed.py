@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -54,6 +55,27 @@ def finalise() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def joined(choice: str = "auto", timeout: datetime.timedelta = datetime.timedelta(hours=1)) -> Iterator[torch.device]:
+    """The process group for as long as a tool works, and the device of this rank.
+
+    All ranks leave together: torchrun ends the others as soon as one exits with a code other than 0, and rank 0 may
+    still be writing. A rank that raises leaves at once.
+
+    Args:
+        choice: as for `pick_device`.
+        timeout: how long ranks wait for one another, whose shares of the work may differ.
+    """
+    device = pick_device(choice)
+    initialise(device, timeout)
+    try:
+        yield device
+        sys.stdout.flush()
+        barrier()
+    finally:
+        finalise()
 
 
 def rank() -> int:

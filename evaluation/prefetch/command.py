@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from evaluation.prefetch.format import PrefetchFormat
     from evaluation.prefetch.run import PrefetchOptions
 
-# Ranks wait for one another at the end, and their shares may differ by more than the usual ten minutes of work.
+# Ranks wait for one another at the end, and their shares may differ by more than the usual hour of work.
 _PATIENCE = datetime.timedelta(days=1)
 _COUNTS = (
     "resolution",
@@ -107,9 +107,7 @@ def encoding_session(
     from common import distributed
     from evaluation.prefetch.run import PrefetchOptions
 
-    device = distributed.pick_device(arguments.device)
-    distributed.initialise(device, timeout=_PATIENCE)
-    try:
+    with distributed.joined(arguments.device, _PATIENCE) as device:
         model = load_model(device)
         resolution = arguments.resolution or model.config.img_resolution
         model.require_image_size(resolution, resolution)
@@ -125,8 +123,6 @@ def encoding_session(
                 **options,
             ),
         )
-    finally:
-        distributed.finalise()
 
 
 def run_prefetch(

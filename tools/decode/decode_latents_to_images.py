@@ -55,12 +55,8 @@ def main() -> int:
     arguments = parse_arguments()
     from common import distributed
 
-    device = distributed.pick_device(arguments.device)
-    distributed.initialise(device)
-    try:
+    with distributed.joined(arguments.device) as device:
         return decode(arguments, device)
-    finally:
-        distributed.finalise()
 
 
 def decode(arguments: argparse.Namespace, device) -> int:

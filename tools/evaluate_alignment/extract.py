@@ -47,12 +47,8 @@ def main() -> None:
     section = section_of(arguments)
     from common import distributed
 
-    device = distributed.pick_device(arguments.device)
-    distributed.initialise(device)
-    try:
+    with distributed.joined(arguments.device) as device:
         (extract_diffusion if arguments.kind == "diffusion" else extract)(arguments, section, device)
-    finally:
-        distributed.finalise()
 
 
 def extract(arguments: argparse.Namespace, section, device) -> None:

@@ -41,12 +41,8 @@ def main() -> None:
     section = section_of(arguments)
     from common import distributed
 
-    device = distributed.pick_device(arguments.device)
-    distributed.initialise(device)
-    try:
+    with distributed.joined(arguments.device) as device:
         prefetch(arguments, section, device)
-    finally:
-        distributed.finalise()
 
 
 def prefetch(arguments: argparse.Namespace, section, device) -> None:

@@ -29,13 +29,9 @@ def main() -> None:
     from configs.schema import load_config, of_tokenizer
     from evaluation.alignment.analysis import extract_models, write_analysis
 
-    device = distributed.pick_device(config.device)
-    distributed.initialise(device)
-    try:
+    with distributed.joined(config.device) as device:
         outputs = extract_models(config, device, lambda path: of_tokenizer(load_config(path)).tokenizer())
         is_first = distributed.rank() == 0
-    finally:
-        distributed.finalise()
     if is_first:
         write_analysis(config, outputs, device)
         print(f"report: {(Path(config.output_dir) / 'report.html').resolve()}")

@@ -54,12 +54,8 @@ def main() -> int:
     arguments = parse_arguments()
     from common import distributed
 
-    device = distributed.pick_device(arguments.device)
-    distributed.initialise(device)
-    try:
+    with distributed.joined(arguments.device) as device:
         return exit_code_of(reconstruct(arguments, device))
-    finally:
-        distributed.finalise()
 
 
 def reconstruct(arguments: argparse.Namespace, device):
