@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from common.command import run_command
+from evaluation.extractors import EXTRACTORS
 
 LABELS = {
     "inception_score": "Inception Score",
@@ -27,8 +28,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sample", help="generated images; may be left out with --write-ref-batch")
     parser.add_argument(
         "--extractor",
+        choices=tuple(EXTRACTORS),
         default="inception",
-        help="inception (default) or efficientnet_lite0, which needs no download and gives numbers of its own",
+        help="default: inception; efficientnet_lite0 needs no download and gives numbers of its own",
     )
     parser.add_argument(
         "--inception-weights", help="weights-inception-2015-12-05-6726825d.pth (default: in $TORCH_HOME)"
@@ -58,12 +60,8 @@ def main() -> None:
     arguments = parse_arguments()
     from common import distributed
 
-    device = distributed.pick_device(arguments.device)
-    distributed.initialise(device)
-    try:
+    with distributed.joined(arguments.device) as device:
         evaluate(arguments, device)
-    finally:
-        distributed.finalise()
 
 
 def evaluate(arguments: argparse.Namespace, device) -> None:
@@ -76,6 +74,8 @@ def evaluate(arguments: argparse.Namespace, device) -> None:
     computing = Computing(device, arguments.batch_size, arguments.num_workers, distributed.rank() == 0)
     if arguments.write_ref_batch:
         make_reference_batch(arguments.ref, arguments.write_ref_batch, extractor, computing, arguments.ref_batch_images)
+        if distributed.rank() == 0:
+            print(f"reference batch written to {arguments.write_ref_batch}")
     if not arguments.sample:
         return
     options = MetricOptions(arguments.pr_half, arguments.kid)

@@ -32,8 +32,8 @@ def find_inception(weights_path: str | Path | None) -> Path:
         raise UserError(
             f"Inception weights: {path} does not exist. FID and its relatives need {WEIGHTS_FILE}, published at "
             f"{PUBLISHED_AT}; put it there, or say where it is (--inception-weights, in a configuration "
-            "validation.inception_path). It is never downloaded. Without it, the extractor efficientnet_lite0, whose "
-            "weights come with the requirements, gives numbers of its own."
+            "validation.inception_path). It is never downloaded. Without it, --extractor efficientnet_lite0 (in a "
+            "configuration validation.frechet), whose weights come with the requirements, gives numbers of its own."
         )
     return path
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from common.command import run_command
+from evaluation.extractors import EXTRACTORS
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -40,7 +41,7 @@ def add_metric_arguments(parser: argparse.ArgumentParser, extractor: str) -> Non
     )
     parser.add_argument(
         "--extractor",
-        choices=("auto", "inception", "efficientnet_lite0", "none"),
+        choices=("auto", *EXTRACTORS, "none"),
         default=extractor,
         help="features for the metrics of sets; auto: inception where its weights are found, else efficientnet_lite0, "
         "whose numbers have names of their own (default: %(default)s)",
@@ -58,12 +59,8 @@ def main() -> None:
     arguments = parse_arguments()
     from common import distributed
 
-    device = distributed.pick_device(arguments.device)
-    distributed.initialise(device)
-    try:
+    with distributed.joined(arguments.device) as device:
         evaluate(arguments, device)
-    finally:
-        distributed.finalise()
 
 
 def evaluate(arguments: argparse.Namespace, device) -> None:
