@@ -26,6 +26,7 @@ from evaluation.frechet import FeatureMoments, FeatureStatistics, frechet_distan
 from evaluation.image_batches import ImageBatch, open_image_batch
 from evaluation.inception_score import SPLIT_SIZE, InceptionScore
 from evaluation.kernel_distance import SEED, SUBSET_SIZE, SUBSETS, kernel_distance
+from evaluation.npz import array_names
 from evaluation.output_folder import tool_versions
 from evaluation.precision_recall import NEIGHBOURS, precision_recall
 from evaluation.reference_batch import ReferenceStatistics, read_statistics, write_reference_batch
@@ -217,9 +218,10 @@ def open_set(path: str | Path, extractor_name: str) -> OpenedSet:
         notes = (f"{path}: its statistics are of {stored.extractor}; new ones were computed from its images",)
         stored = None
     if stored is None and (images is None or images.count < 2):
+        found = f"{images.count} images" if images is not None else f"the arrays {', '.join(array_names(path))}"
         raise DataError(
-            f"{path}: found {0 if images is None else images.count} images and no statistics of the extractor "
-            f"{extractor_name}; expected at least 2 images (arr_0 of an .npz file), or the statistics (mu, sigma)."
+            f"{path}: found {found} and no statistics of the extractor {extractor_name}; expected at least 2 "
+            "images (arr_0 of an .npz file), or the statistics (mu, sigma)."
         )
     return OpenedSet(path, images, stored, notes)
 

@@ -112,6 +112,9 @@ def open_image_batch(path: str | Path) -> ImageBatch | None:
     path = Path(path)
     if path.suffix.lower() == ".npz":
         return NpzImages(path) if IMAGES_KEY in array_names(path) else None
+    if not path.exists() or (path.is_file() and path.suffix.lower() != ".tar"):
+        found = "no such kind of file" if path.exists() else "does not exist"
+        raise DataError(f"{path}: {found}; expected an .npz file, a folder of images, or shards.")
     opened = open_images(path)
     if opened.problems:
         raise DataError(f"{opened.problems[0]}; expected shards without faults.")

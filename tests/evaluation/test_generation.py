@@ -286,7 +286,7 @@ def broken(path, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("key", r"bad\.npz: found 0 images and no statistics.*\(arr_0 of an \.npz file\)"),
+        ("key", r"bad\.npz: found the arrays images and no statistics.*\(arr_0 of an \.npz file\)"),
         ("type", r"bad\.npz: arr_0: found float32 \[3, 8, 8, 3\], expected uint8 \[N, H, W, 3\]"),
         ("shape", r"bad\.npz: arr_0: found uint8 \[3, 3, 8, 8\]"),
         ("one image", r"bad\.npz: found 1 images and no statistics.*at least 2 images"),
@@ -308,7 +308,9 @@ def test_mixed_sizes_and_missing_places_are_named(sets, tmp_path):
     Image.fromarray(pixels(1, side=9)[0]).save(folder / "zz.png")
     with pytest.raises(DataError, match=r"zz\.png: found 9 x 9 pixels, expected 8 x 8 as in .*000\.png"):
         evaluate(sets[0], folder)
-    with pytest.raises(DataError, match="nothing: not a folder"):
+    with pytest.raises(
+        DataError, match=r"nothing: does not exist; expected an \.npz file, a folder of images, or shards"
+    ):
         evaluate(sets[0], tmp_path / "nothing")
     with pytest.raises(DataError, match=r"nothing\.npz: cannot be read.*No such file"):
         evaluate(sets[0], tmp_path / "nothing.npz")
@@ -330,6 +332,7 @@ def test_the_command_works_offline_on_efficientnet_under_its_own_names(tmp_path,
     batch, output = tmp_path / "batch.npz", tmp_path / "result.json"
     arguments = ["--extractor", "efficientnet_lite0", "--batch-size", 6]
     run_tool(monkeypatch, "--ref", ref, "--write-ref-batch", batch, *arguments)
+    assert capsys.readouterr().out == f"reference batch written to {batch}\n"
     run_tool(monkeypatch, "--ref", batch, "--sample", sample, "--output-json", output, *arguments)
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
