@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -133,8 +134,19 @@ def _holds_shards(path: Path, recursive: bool) -> bool:
     return bool(shards) and not images
 
 
+def open_shards(path: Path, label_type: Literal["none", "cls2id"] = "none") -> SampleSource:
+    """The samples of shards that a command line names. Every rank must call it.
+
+    Raises: DataError if there are none.
+    """
+    try:
+        return build_source(DataConfig(path=str(path), label_type=label_type), seed=0)
+    except DataError as error:  # its keys are those of a configuration
+        raise DataError(re.sub(r"^data\.path: | \(data\.source is webdataset\)", "", str(error))) from error
+
+
 def _open_shards(path: Path) -> ImageSet:
-    source = build_source(DataConfig(source="webdataset", path=str(path)), seed=0)
+    source = open_shards(path)
     reading = threading.Lock()
     images = [ShardImage(source, index, reading) for index in range(len(source))]
     for image in images:

@@ -35,13 +35,12 @@ from common import distributed
 from common.errors import DataError, first_line
 from common.files import write_json_atomically
 from common.lock import locked
-from data.config import DataConfig
 from data.decode import decode_image
 from data.prefetch_index import INDEX_FILE, read_index
 from data.skips import BadSample, Skip, count_by_kind_and_shard
-from data.sources import SampleSource, build_source
+from data.sources import SampleSource
 from evaluation.batches import fill_up, in_batches, read_ahead
-from evaluation.images import CROPS, to_tensor
+from evaluation.images import CROPS, open_shards, to_tensor
 from evaluation.output_folder import tool_versions
 from evaluation.prefetch.format import Batch, Encoded, PrefetchFormat
 from evaluation.prefetch.parts import Part, divide
@@ -164,11 +163,9 @@ def _open_source(path: Path) -> SampleSource:
     if not path.exists():
         raise DataError(f"{path}: does not exist; expected a folder of *.tar shards, or one shard.")
     try:
-        return build_source(DataConfig(path=str(path), label_type="cls2id"), seed=0)
+        return open_shards(path, label_type="cls2id")
     except DataError as error:
-        raise DataError(
-            f"{error} Expected shards with an image and its class index (<key>.cls) in each sample."
-        ) from error
+        raise DataError(f"{error} Each sample needs an image and its class index (<key>.cls).") from error
 
 
 @contextlib.contextmanager
