@@ -303,5 +303,15 @@ def find_conditions(prefix: str, conditions: Iterable[str]) -> dict[str, Feature
         if path := next((path for path in paths if path.is_file()), None):
             found[condition] = read_features(path)
     if not found:
-        raise DataError(f"{prefix}_clean.pt: does not exist, nor do files of other conditions; see extract.py.")
+        outputs = sorted({str(path.with_suffix("")).removesuffix(f"_{CLEAN}") for path in _clean_files_of(prefix)})
+        hint = f"the model has several outputs; name one: {', '.join(outputs)}." if outputs else "see extract.py."
+        raise DataError(f"{prefix}_{CLEAN}.pt: does not exist, nor do files of other conditions; {hint}")
     return found
+
+
+def _clean_files_of(prefix: str) -> Iterator[Path]:
+    """Files of a model's outputs on clean images."""
+    start = Path(prefix)
+    for path in start.parent.glob(f"*_{CLEAN}.*"):
+        if path.suffix in SUFFIXES and path.name.startswith(f"{start.name}_"):
+            yield path

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from common.random import torch_generator
 from common.registry import import_object
 from evaluation.alignment.features import FeatureSet, match_images
@@ -80,6 +81,7 @@ def score_matrix(rows: Sequence[FeatureSet], columns: Sequence[FeatureSet], how:
     Raises: DataError if too few images are common to all; UserError if k does not fit their number.
     """
     matched = match_images([*rows, *columns], how.min_overlap)
+    _check_halves(len(matched.names), how)
     spaces = [FeatureSpace(prepare(features.to(how.device), how.clip)) for features in matched.features]
     function, options = import_object(METRICS[how.metric].target), MetricOptions(how.k, how.eps)
 
@@ -91,6 +93,15 @@ def score_matrix(rows: Sequence[FeatureSet], columns: Sequence[FeatureSet], how:
     on_halves = [scores([space.subset(half) for space in spaces]) for half in _halves(len(matched.names), how)]
     halves = torch.stack(on_halves) if on_halves else values.new_empty(0, *values.shape)
     return ScoreMatrix(values, halves, len(matched.names))
+
+
+def _check_halves(images: int, how: Scoring) -> None:
+    least = max(4, (how.k_used or 0) + 1)  # what a `FeatureSpace` takes, and a neighbour more than k
+    if how.halves and images // 2 < least:
+        raise UserError(
+            f"halves: half of {images} images are {images // 2}, expected at least {least} for a standard error; take "
+            "more images, fewer neighbours, or no halves."
+        )
 
 
 def _halves(images: int, how: Scoring) -> Iterator[Tensor]:

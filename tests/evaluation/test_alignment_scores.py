@@ -11,6 +11,7 @@ from common.registry import import_object
 from evaluation.alignment.cknna import cknna_terms
 from evaluation.alignment.comparison import compare_files, expand_patterns
 from evaluation.alignment.conditions import GRID, PUBLISHED, expand
+from evaluation.alignment.extraction import find_conditions
 from evaluation.alignment.features import FeatureSet, match_images, read_features, write_features
 from evaluation.alignment.heat_map import HeatMap, heat_map_svg
 from evaluation.alignment.metrics import METRICS, MetricOptions
@@ -216,6 +217,22 @@ def test_standard_errors_agree_with_the_spread_over_independent_images():
     spread = torch.stack([score_of(seed).values for seed in range(40)]).std().item()
     estimates = torch.stack([score_of(seed, halves=20).standard_errors() for seed in range(1000, 1006)])
     assert estimates.mean().item() == pytest.approx(spread, rel=0.25)
+
+
+def test_halves_that_are_too_small_for_the_neighbours_are_refused_by_name():
+    sets = [named(features[:13]) for features in related()]
+    with pytest.raises(UserError, match=r"halves: half of 13 images are 6, expected at least 11 for a standard error"):
+        score_matrix(sets[:1], sets[1:], Scoring(k=10, halves=2))
+    assert len(score_matrix(sets[:1], sets[1:], Scoring(k=5, halves=2)).halves) == 2
+
+
+def test_a_prefix_without_the_output_of_a_model_is_told_which_outputs_there_are(tmp_path):
+    for layer in (1, -1):
+        write_features(tmp_path / f"dino_layer_{layer}_clean.pt", named(drawn(8, 4)))
+    with pytest.raises(DataError, match=r"dino_clean\.pt: does not exist.*name one: .*dino_layer_-1, .*dino_layer_1\."):
+        find_conditions(str(tmp_path / "dino"), ["clean"])
+    with pytest.raises(DataError, match=r"vae_clean\.pt: does not exist.*see extract\.py"):
+        find_conditions(str(tmp_path / "vae"), ["clean"])
 
 
 def conditioned(seed, n=60):
