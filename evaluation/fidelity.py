@@ -59,17 +59,25 @@ def score_sets(pairs: Pairs, extractor: Extractor, computing: Computing) -> SetS
     Raises: DataError if an image cannot be read, if the images of a folder differ in size, or if there are fewer than
         two.
     """
-    reference = _features_of(pairs.ref_dir, pairs.names, extractor, computing)
-    prediction = _features_of(pairs.pred_dir, pairs.names, extractor, computing)
+    reference = _features_of(pairs.ref_dir, pairs.names, extractor, computing, with_logits=False)
+    prediction = _features_of(pairs.pred_dir, pairs.names, extractor, computing, with_logits=True)
     return distributed.on_rank_0(lambda: _score(reference, prediction, extractor))
 
 
-def _features_of(folder: Path, names: Sequence[str], extractor: Extractor, computing: Computing) -> _Features:
+def _features_of(
+    folder: Path, names: Sequence[str], extractor: Extractor, computing: Computing, with_logits: bool
+) -> _Features | None:
+    """Features of all images on rank 0; None on the others, which have only helped."""
     images = FileImages([ImageFile(folder / name, name) for name in names])
-    parts = list(extract_features(images, extractor, computing, f"{extractor.name}: {folder.name}"))
-    has_logits = parts[0].logits is not None
-    logits = torch.cat([part.logits for part in parts]).cpu() if has_logits else None
-    return _Features(torch.cat([part.pool for part in parts]).cpu(), logits)
+    pool, logits = [], []
+    for part in extract_features(images, extractor, computing, f"{extractor.name}: {folder.name}"):
+        if distributed.rank() == 0:
+            pool.append(part.pool.cpu())
+            if with_logits and part.logits is not None:
+                logits.append(part.logits.cpu())
+    if distributed.rank() != 0:
+        return None
+    return _Features(torch.cat(pool), torch.cat(logits) if logits else None)
 
 
 def moments_of(features: Tensor) -> FeatureMoments:

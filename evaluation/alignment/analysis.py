@@ -6,7 +6,7 @@ a run that was stopped goes on, and another k or aggregation costs no extraction
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,10 @@ from evaluation.alignment.se_cknna import Aggregation, SeScores, score_condition
 
 
 @dataclass(frozen=True)
-class Output:
-    """One output of a model: a row or a column of the matrix.
+class Output(Mapping[str, FeatureSet]):
+    """One output of a model, a row or a column of the matrix: its features by condition.
+
+    They are read whenever they are asked for, so that those of one condition are in memory at a time.
 
     Args:
         label: the model's name, with that of the output where it has several.
@@ -49,9 +51,17 @@ class Output:
     label: str
     files: Mapping[str, Path]
 
-    def read(self) -> dict[str, FeatureSet]:
-        """Its features by condition."""
-        return {condition: read_features(path) for condition, path in self.files.items()}
+    def __getitem__(self, condition: str) -> FeatureSet:
+        return read_features(self.files[condition])
+
+    def __contains__(self, condition: object) -> bool:
+        return condition in self.files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
 
 
 def aggregation_of(config: AlignmentConfig) -> Aggregation:
@@ -110,7 +120,7 @@ def write_analysis(config: AlignmentConfig, outputs: Mapping[str, list[Output]],
     scoring = Scoring(
         config.metric, config.topk, config.eps, min_overlap=config.min_overlap, halves=config.halves, device=device
     )
-    found = score_conditions([row.read() for row in rows], [c.read() for c in columns], aggregation, scoring)
+    found = score_conditions(rows, columns, aggregation, scoring)
     result = AlignmentResult(config, [row.label for row in rows], [column.label for column in columns], scoring, found)
     folder = Path(config.output_dir)
     write_json_atomically(folder / "report.json", result.as_json())
