@@ -25,7 +25,7 @@ def histogram(values: Sequence[float], label: str, x_label: str) -> str:
     if len(finite) == 0:
         return '<p class="quiet">no values</p>'
     counts, edges = np.histogram(finite, bins=min(MOST_BINS, max(5, math.ceil(2 * math.sqrt(len(finite))))))
-    frame = Frame(Axis(edges[0], edges[-1]), Axis(0, 1.06 * counts.max()))
+    frame = Frame(Axis(edges[0], edges[-1]), Axis(0, max(1.06 * counts.max(), 5)))  # no fractions of images
     bars = "".join(
         f'<rect class="bar" x="{frame.left(low) + 0.5:.1f}" y="{frame.top(count):.1f}" '
         f'width="{max(frame.left(high) - frame.left(low) - 1, 0.5):.1f}" '
