@@ -18,6 +18,9 @@ from common.errors import UserError
 
 Value = TypeVar("Value")
 
+# Ranks of a tool wait for one another at the end, and their shares may differ by more than the usual ten minutes.
+_PATIENCE_OF_TOOLS = datetime.timedelta(days=1)
+
 
 def initialise(device: torch.device, timeout: datetime.timedelta = datetime.timedelta(minutes=10)) -> None:
     """Join the process group that `torchrun` describes in the environment; without it, stay alone.
@@ -58,7 +61,7 @@ def finalise() -> None:
 
 
 @contextlib.contextmanager
-def joined(choice: str = "auto", timeout: datetime.timedelta = datetime.timedelta(hours=1)) -> Iterator[torch.device]:
+def joined(choice: str = "auto") -> Iterator[torch.device]:
     """The process group for as long as a tool works, and the device of this rank.
 
     All ranks leave together: torchrun ends the others as soon as one exits with a code other than 0, and rank 0 may
@@ -66,10 +69,9 @@ def joined(choice: str = "auto", timeout: datetime.timedelta = datetime.timedelt
 
     Args:
         choice: as for `pick_device`.
-        timeout: how long ranks wait for one another, whose shares of the work may differ.
     """
     device = pick_device(choice)
-    initialise(device, timeout)
+    initialise(device, _PATIENCE_OF_TOOLS)
     try:
         yield device
         sys.stdout.flush()

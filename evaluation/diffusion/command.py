@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,6 @@ if TYPE_CHECKING:
     from data.latents import LatentNormalisation
     from evaluation.diffusion.samplers import Sampler
     from networks.diffusion.transformer import DiffusionTransformer
-
-# Ranks wait for one another at the end, and one may have a shard more to sample than the others.
-_PATIENCE = datetime.timedelta(days=1)
 
 
 def parse_sampling_arguments(description: str | None, arguments: list[str] | None = None) -> argparse.Namespace:
@@ -91,9 +87,7 @@ def run_sampling(
     from evaluation.diffusion.sample_folder import SampleRequest, write_samples
     from networks.diffusion.folder import load_diffusion_weights
 
-    device = distributed.pick_device(arguments.device)
-    distributed.initialise(device, timeout=_PATIENCE)
-    try:
+    with distributed.joined(arguments.device) as device:
         network = build_network()
         normalisation = _normalisation(arguments, network.config.in_channels, multiplier)
         load_diffusion_weights(network, arguments.checkpoint, arguments.weights)
@@ -109,8 +103,6 @@ def run_sampling(
         if distributed.rank() == 0:
             there = f", {summary.kept} were there already" if summary.kept else ""
             print(f"{arguments.output_dir}: {summary.written} samples in {summary.seconds:.1f} s{there}")
-    finally:
-        distributed.finalise()
 
 
 def _normalisation(arguments: argparse.Namespace, channels: int, multiplier: float) -> LatentNormalisation:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from evaluation.prefetch.format import PrefetchFormat
     from evaluation.prefetch.run import PrefetchOptions
 
-# Ranks wait for one another at the end, and their shares may differ by more than the usual hour of work.
-_PATIENCE = datetime.timedelta(days=1)
 _COUNTS = (
     "resolution",
     "batch_size_per_gpu",
@@ -107,7 +104,7 @@ def encoding_session(
     from common import distributed
     from evaluation.prefetch.run import PrefetchOptions
 
-    with distributed.joined(arguments.device, _PATIENCE) as device:
+    with distributed.joined(arguments.device) as device:
         model = load_model(device)
         resolution = arguments.resolution or model.config.img_resolution
         model.require_image_size(resolution, resolution)

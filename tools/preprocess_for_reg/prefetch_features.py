@@ -6,7 +6,6 @@ A training then reads them (data.features_path) and needs neither the images nor
 from __future__ import annotations
 
 import argparse
-import datetime
 from pathlib import Path
 
 from common.command import run_command
@@ -44,9 +43,7 @@ def main() -> None:
     from evaluation.diffusion.target_tokens import write_target_tokens
     from networks.diffusion.target_features import load_target_encoders
 
-    device = distributed.pick_device(arguments.device)
-    distributed.initialise(device, timeout=datetime.timedelta(days=1))  # ranks wait for one another at the end
-    try:
+    with distributed.joined(arguments.device) as device:
         source = open_reg(config.data.path, config.data.image_folder, config.data.vae_folder)
         names = config.target.vfm_names
         summary = write_target_tokens(
@@ -61,8 +58,6 @@ def main() -> None:
         if distributed.rank() == 0:
             there = f", {summary.kept} were there already" if summary.kept else ""
             print(f"{arguments.output_dir}: tokens of {summary.written} images{there}")
-    finally:
-        distributed.finalise()
 
 
 if __name__ == "__main__":
