@@ -262,9 +262,10 @@ def test_a_killed_prefetch_for_reg_ends_with_the_files_of_an_undisturbed_one(arg
 @pytest.mark.parametrize("tool, options", [(LIGHTNINGDIT, []), (REG, []), (REG, ["--format", "safetensors"])])
 def test_a_prefetch_that_is_killed_again_and_again_ends_with_the_same_files(tool, options, arguments, tmp_path):
     command = [*arguments, *options, "--images-per-shard", "3", "--output-dir"]
-    started = time.monotonic()
-    assert run_tool(tool, [*command, str(tmp_path / "whole")], tmp_path / "text")[0] == [0]
-    seconds = time.monotonic() - started
+    for folder in ("first", "whole"):  # the first run of all pays for the imports
+        started = time.monotonic()
+        assert run_tool(tool, [*command, str(tmp_path / folder)], tmp_path / "text")[0] == [0]
+        seconds = time.monotonic() - started
     codes = []
     for attempt in range(40):
         # Longer every time, so that it ends on a machine that has become busy.
