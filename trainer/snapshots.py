@@ -12,16 +12,17 @@ from common.files import write_atomically
 COLUMNS = 8
 
 
-def save_grid(inputs: Tensor, outputs: Tensor, path: Path) -> None:
+def save_grid(inputs: Tensor, outputs: Tensor, path: Path, columns: int = COLUMNS) -> None:
     """Write rows of inputs, each above the row of its outputs.
 
     Args:
         inputs, outputs: [N, 3, H, W] uint8, of one size.
+        columns: images per row, if there are so many.
     """
     from PIL import Image
     from torchvision.utils import make_grid
 
-    columns = min(COLUMNS, len(inputs))
+    columns = min(columns, len(inputs))
     missing = -len(inputs) % columns
     white = torch.full((missing, *inputs.shape[1:]), 255, dtype=torch.uint8)
     rows = [
