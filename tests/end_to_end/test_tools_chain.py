@@ -35,9 +35,10 @@ def command() -> Iterator[Callable[..., None]]:
 
         def run(script: str, *arguments: str | Path) -> None:
             path = ROOT / "tools" / script
-            patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-            patch.syspath_prepend(str(path.parent))
-            assert runpy.run_path(str(path))["main"]() in (None, 0), script
+            with pytest.MonkeyPatch.context() as call:
+                call.setattr(sys, "argv", [str(path), *map(str, arguments)])
+                call.syspath_prepend(str(path.parent))
+                assert runpy.run_path(str(path))["main"]() in (None, 0), script
 
         yield run
 
@@ -126,6 +127,36 @@ def test_decoded_latents_become_a_batch_that_generation_metrics_read(command, ph
     result = json.loads((home / "generation.json").read_text())
     assert result["samples"]["images"] == 32 and result["reference"]["images"] == HELD_OUT
     assert 0 <= result["metrics"]["efficientnet_lite0_precision"] <= 1
+    assert result["metrics"][FRECHET] > 0
+
+
+def test_photographs_become_samples_that_generation_metrics_read(
+    command, photographs, latents, checkpoint, home
+) -> None:
+    config = {
+        "system": "lightningdit",
+        "run": {"run_dir": str(home / "diffusion"), "device": "cpu"},
+        "data": {"path": str(latents), "workers": 0},
+        "network": {"patch_size": 1, "hidden_size": 32, "depth": 2, "num_heads": 2, "input_size": 4, "num_classes": 18},
+        "transport": {"use_cosine_loss": True, "use_lognorm": True},
+        "training": {"batch_size": 8, "total_kimg": 0.016},
+        "sample": {"num_sampling_steps": 4},
+    }
+    (home / "diffusion.yaml").write_text(yaml.safe_dump(config))
+    training = Run(home / "diffusion.yaml")
+    assert training.wait() == [0], training.text()
+    request = ["--num-samples", 18, "--labels", "balanced", "--device", "cpu", "--batch-size-per-gpu", 9]
+    from_run = ["--checkpoint", home / "diffusion", "--output-dir", home / "samples"]
+    command("preprocess_for_lightningdit/sample.py", *from_run, *request)
+    folders = ["--input-dir", home / "samples", "--output-dir", home / "images_of_samples", "--vae-pth", checkpoint]
+    command("decode/decode_latents_to_images.py", *folders, "--batch-size-per-gpu", 9)
+    labels = json.loads((home / "images_of_samples" / "labels.json").read_text())
+    assert sorted(record["label_id"] for record in labels.values()) == list(range(18))
+    sets = ["--ref", photographs / "heldout", "--sample", home / "images_of_samples"]
+    options = ["--extractor", "efficientnet_lite0", "--batch-size", 8, "--output-json", home / "of_samples.json"]
+    command("evaluate_generation.py", *sets, *options)
+    result = json.loads((home / "of_samples.json").read_text())
+    assert (result["samples"]["images"], result["reference"]["images"]) == (18, HELD_OUT)
     assert result["metrics"][FRECHET] > 0
 
 
