@@ -74,6 +74,9 @@ class EntropyTermConfig(TermConfig):
     """Entropy loss of the soft assignment to codes."""
 
     entropy_temp: PositiveFloat = Field(0.01, description="Temperature of the assignment.")
+    entropy_eps: PositiveFloat = Field(
+        1e-7, description="Added to the codes' mean probabilities before the logarithm (published VFMTok: 1e-5)."
+    )
 
 
 class PatchGANTermConfig(TermConfig):

@@ -24,12 +24,14 @@ class Quantized:
     """A batch of latents made of codes.
 
     Attributes:
-        z: the latent [B, K c, h, w]: at each position the chosen codes side by side, each of unit norm. Its gradient
-            goes straight through to what was quantised, and not to the codebooks.
+        z: the latent [B, K c, h, w]: at each position the chosen codes side by side. Its gradient goes straight through
+            to what was quantised, and not to the codebooks.
         indices: which code of each codebook was chosen, [B, K, h, w], int64 from 0 to V - 1.
-        inputs: what was quantised, each chunk normalised, [B, K, h, w, c].
-        codes: the chosen codes, normalised, [B, K, h, w, c]; their gradient goes to the codebooks alone.
-        tables: all codes, normalised, [K, V, c].
+        inputs: what was quantised, in chunks, [B, K, h, w, c].
+        codes: the chosen codes, [B, K, h, w, c]; their gradient goes to the codebooks alone.
+        tables: all codes, [K, V, c].
+
+    Where only directions count, inputs and codes have unit norm.
     """
 
     z: Tensor
@@ -40,7 +42,7 @@ class Quantized:
 
 
 class Codebook(nn.Module):
-    """V codes of width c, of which only the direction counts, and how often each was chosen lately."""
+    """V codes of width c, and how often each was chosen lately. They start near 0, where directions change quickly."""
 
     def __init__(self, size: int, width: int):
         super().__init__()
@@ -50,24 +52,26 @@ class Codebook(nn.Module):
 
 
 class MultiCodebookQuantizer(nn.Module):
-    """Splits the channels into K chunks and replaces each by the code of its own codebook with the nearest direction.
+    """Splits the channels into K chunks and replaces each by the nearest code of its own codebook.
 
     Args:
         vocab_size: codes of all codebooks together, K V.
         vocab_width: channels of the latent, K c.
         num_codebooks: K, a divisor of both.
+        l2_norm: only directions count: chunks and codes are normalised first.
     """
 
-    def __init__(self, vocab_size: int, vocab_width: int, num_codebooks: int):
+    def __init__(self, vocab_size: int, vocab_width: int, num_codebooks: int = 1, l2_norm: bool = True):
         super().__init__()
         assert vocab_size % num_codebooks == 0 and vocab_width % num_codebooks == 0
         self.size = vocab_size // num_codebooks
+        self.l2_norm = l2_norm
         self.codebooks = nn.ModuleList(Codebook(self.size, vocab_width // num_codebooks) for _ in range(num_codebooks))
 
     def forward(self, x: Tensor) -> Quantized:
         """Quantise x [B, K c, h, w], in fp32."""
         with full_precision(x.device):
-            inputs = F.normalize(_split(x.float(), len(self.codebooks)), dim=-1)
+            inputs = self._normalise(_split(x.float(), len(self.codebooks)))
             tables = self._tables()
             indices = _nearest(inputs, tables)
             codes = _look_up(tables, indices)
@@ -111,7 +115,10 @@ class MultiCodebookQuantizer(nn.Module):
             codebook.usage.lerp_(share, 1 - kept)
 
     def _tables(self) -> Tensor:
-        return F.normalize(torch.stack([codebook.codes for codebook in self.codebooks]), dim=-1)
+        return self._normalise(torch.stack([codebook.codes for codebook in self.codebooks]))
+
+    def _normalise(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1) if self.l2_norm else vectors
 
 
 def usage_percent(shares: Tensor) -> Tensor:
@@ -129,8 +136,10 @@ def _join(chunks: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _nearest(inputs: Tensor, tables: Tensor) -> Tensor:
-    """argmax_v of the cosine, [B, K, h, w]; one codebook at a time, for the similarities are the largest tensor."""
-    return torch.stack([(x @ table.mT).argmax(-1) for x, table in zip(inputs.unbind(1), tables, strict=True)], dim=1)
+    """argmin_v |x - e_v|^2, [B, K, h, w]; one codebook at a time, for the similarities are the largest tensor."""
+    halves = tables.square().sum(-1) / 2  # |x - e|^2 / 2 is x.x / 2 + this - x.e
+    pairs = zip(inputs.unbind(1), tables, halves, strict=True)
+    return torch.stack([(x @ table.mT - half).argmax(-1) for x, table, half in pairs], dim=1)
 
 
 def _look_up(tables: Tensor, indices: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from networks.diffusion.embeddings import RotaryEmbedding
 from networks.layers.dot_product_attention import attend
 from networks.layers.norm import RMSNorm
+from networks.layers.swiglu import SwiGLU
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,6 @@ class GeluMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
-class SwiGLU(nn.Module):
-    """W3 (silu(W1 x) * W2 x) on tokens [B, N, D], with W1 and W2 in one matrix (arXiv 2002.05202)."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.w12 = nn.Linear(width, 2 * hidden)
-        self.w3 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.w12(x).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
 
 
 class Attention(nn.Module):
