@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Rounding = Literal["truncate", "nearest"]
+
 
 def uint8_to_unit(images: Tensor) -> Tensor:
     """uint8 [0, 255] -> float32 [0, 1]."""
@@ -27,7 +29,7 @@ def signed_to_unit(images: Tensor) -> Tensor:
     return (images + 1) / 2
 
 
-def unit_to_uint8(images: Tensor, rounding: Literal["truncate", "nearest"] = "truncate") -> Tensor:
-    """[0, 1] -> uint8: clamp, times 255, then truncate (the rule of published PNG files) or round."""
+def unit_to_uint8(images: Tensor, rounding: Rounding = "truncate") -> Tensor:
+    """[0, 1] -> uint8: clamp, times 255, then truncate (as published PNG files of VFM-VAE) or round (of VFMTok)."""
     levels = images.float().clamp(0, 1) * 255
     return (levels.round() if rounding == "nearest" else levels).to(torch.uint8)

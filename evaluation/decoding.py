@@ -30,7 +30,7 @@ from common import distributed
 from common.errors import DataError, UserError
 from common.files import write_json_atomically
 from common.lock import locked
-from common.value_range import signed_to_unit, unit_to_uint8
+from common.value_range import Rounding, signed_to_unit, unit_to_uint8
 from data.sample_shards import (
     Sample,
     SampleShard,
@@ -119,10 +119,23 @@ class LatentReader:
         return z
 
 
+def to_pixels(images: Tensor, rounding: Rounding, side: int | None = None, antialias: bool = False) -> Tensor:
+    """Decoded images [B, 3, H, W] in [-1, 1] -> uint8 [B, 3, H, W], or [B, 3, side, side].
+
+    Args:
+        rounding: of a tokenizer's published PNG files, see `unit_to_uint8`.
+        side: resize bicubically first; None: leave the size alone.
+        antialias: in that; published samples are not.
+    """
+    if side is not None:
+        images = F.interpolate(images.float(), size=(side, side), mode="bicubic", antialias=antialias)
+    return unit_to_uint8(signed_to_unit(images), rounding)
+
+
 @torch.inference_mode()
 def decode_batch(model: nn.Module, z: Tensor, labels: Labels = None) -> Tensor:
-    """Latents [B, C, h, w] -> images, uint8 [B, 3, H, W], truncated as published PNG files are."""
-    return unit_to_uint8(signed_to_unit(model.decode(z, labels).reconstruction))
+    """Latents [B, C, h, w] -> images, uint8 [B, 3, H, W], rounded as the tokenizer's published PNG files are."""
+    return to_pixels(model.decode(z, labels).reconstruction, model.png_rounding)
 
 
 def decode_share(

@@ -121,10 +121,10 @@ def reconstruct_batch(
         images: uint8 [B, 3, R, R], on the model's device.
         keys: one per image; with the seed it decides the posterior noise.
         labels: what a conditional decoder takes besides the latent.
-    Returns: uint8 [B, 3, R, R], truncated as published PNG files are.
+    Returns: uint8 [B, 3, R, R], rounded as the tokenizer's published PNG files are.
     """
     z = encode_images(model, images, keys, protocol.latent, protocol.seed).z
-    return unit_to_uint8(signed_to_unit(model.decode(z, labels).reconstruction))
+    return unit_to_uint8(signed_to_unit(model.decode(z, labels).reconstruction), model.png_rounding)
 
 
 def reconstruct_share(

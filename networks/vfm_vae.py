@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import ShapeError, UserError
+from common.value_range import Rounding
 from networks.alignment import AlignmentHead
 from networks.compression import Compression
 from networks.conditioning import Labels, conditioning_of, text_width
@@ -34,9 +35,12 @@ class VFMVAETokenizer(nn.Module):
 
     Attributes:
         image_multiple: both sides of an image, in pixels, must be multiples of this.
+        png_rounding: how published images are brought to 8 bits.
 
     Raises: UserError if the decoder is conditional on texts, and there is no encoder with a text model.
     """
+
+    png_rounding: Rounding = "truncate"
 
     def __init__(self, config: TokenizerConfig, encoder: VisionEncoder | None, noise: bool | None = None):
         super().__init__()

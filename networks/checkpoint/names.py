@@ -136,6 +136,76 @@ PROJECTED: Rows = [
     *_below("projected.heads.{}", "heads.{}", HEAD),
 ]
 
+# --- VFMTok ------------------------------------------------------------------------------------------------------
+
+DEFORMABLE_ATTENTION: Rows = [
+    ("offsets", "sampling_offsets"),
+    ("weights", "attention_weights"),
+    ("value", "value_proj"),
+    ("output", "output_proj"),
+]
+CAUSAL_ATTENTION: Rows = [(name, f"{name[0]}_proj") for name in ("query", "key", "value")] + [("output", "out_proj")]
+REGION_LAYERS: Rows = [
+    *_below("{}.cross_attention", "layers.{}.cross_attn", DEFORMABLE_ATTENTION),
+    *_below("{}.self_attention", "layers.{}.self_attn", CAUSAL_ATTENTION),
+    ("{}.cross_norm", "layers.{}.norm1"),
+    ("{}.self_norm", "layers.{}.norm3"),
+    ("{}.expand", "layers.{}.linear1"),
+    ("{}.project", "layers.{}.linear2"),
+    ("{}.feed_forward_norm", "layers.{}.norm2"),
+]
+DECODE_TRANSFORMER: Rows = [
+    ("positions", "position_embedding"),
+    ("region_positions", "slot_position_embedding"),
+    ("pixel_mask", "mask_embedding"),
+    ("feature_mask", "mask_dino"),
+    ("class_token", "cls_token"),
+    ("registers", "register_tokens"),
+    *_below(
+        "blocks.{}",
+        "transformer.layers.{}",
+        [
+            ("attention_norm", "norm1"),
+            *_below("attention", "attn1", CAUSAL_ATTENTION),
+            ("feed_forward_norm", "norm2"),
+            ("feed_forward", "ffnet"),
+        ],
+    ),
+    ("norm", "norm_post1"),
+    ("feature_norm", "norm_post2"),
+    ("to_features", "proj"),
+]
+_RESIDUAL: Rows = [
+    *((name, name) for name in ("norm1", "conv1", "norm2", "conv2")),
+    ("shortcut", "nin_shortcut"),
+]
+_SPATIAL_ATTENTION: Rows = [("norm", "norm"), ("query", "q"), ("key", "k"), ("value", "v"), ("output", "proj_out")]
+PIXEL_DECODER: Rows = [
+    ("conv_in", "conv_in"),
+    *_below("middle.{}", "mid.{}", [*_RESIDUAL, *_SPATIAL_ATTENTION]),
+    *_below("stages.{}.blocks.{}", "conv_blocks.{}.res.{}", _RESIDUAL),
+    ("stages.{}.upsample", "conv_blocks.{}.upsample.conv"),
+    ("norm_out", "norm_out"),
+    ("conv_out", "conv_out"),
+]
+VFMTOK: Rows = [
+    ("region_encoder.queries", "encode_transformer.carrier_tokens"),
+    ("region_encoder.positions", "encode_transformer.slots_pos"),
+    ("region_encoder.query_norm", "encode_transformer.norm_pre1"),
+    *_below(
+        "region_encoder.projections.{}",
+        "encode_transformer.projectors.{}.mlp",
+        [("first", "0"), ("first_norm", "1"), ("second", "3"), ("second_norm", "4")],
+    ),
+    ("region_encoder.projections.{}.norm", "encode_transformer.norm_layers.{}"),
+    *_below("region_encoder.layers", "encode_transformer.transformer", REGION_LAYERS),
+    ("to_code", "pre_slots_quant"),
+    ("quantizer.codebooks.0.codes", "slot_quantize.embedding.weight"),
+    ("from_code", "post_slots_quant"),
+    *_below("decode_transformer", "decode_transformer", DECODE_TRANSFORMER),
+    *_below("pixel_decoder", "decoder", PIXEL_DECODER),
+]
+
 
 def discriminator_rows(keep_features: bool) -> Rows:
     """The table for discriminators whose PatchGAN hands out (or not) its intermediate features."""

@@ -39,6 +39,15 @@ from tests.golden.check_training import (
     check_safe_loss,
 )
 from tests.golden.check_trajectory import check_trajectory
+from tests.golden.check_vfmtok import (
+    check_decode_transformer,
+    check_deformable_attention,
+    check_pixel_decoder,
+    check_preprocess,
+    check_quantizer,
+    check_region_layers,
+    check_tokenizer,
+)
 
 CHECKS = {
     "networks_tiny": check_tiny,
@@ -75,10 +84,21 @@ CHECKS = {
     "diffusion_reg_ode": check_reg_ode,
     "diffusion_reg_sde": check_reg_sde,
     "diffusion_transport": check_transport,
+    "vfmtok_decode_transformer": check_decode_transformer,
+    "vfmtok_deform_encoder": check_region_layers,
+    "vfmtok_msda": check_deformable_attention,
+    "vfmtok_pixel_decoder": check_pixel_decoder,
+    "vfmtok_preprocess": check_preprocess,
+    "vfmtok_quantizer_l2": check_quantizer,
+    "vfmtok_quantizer_plain": check_quantizer,
+    "vfmtok_tokenizer": check_tokenizer,
 }
 
 TO_COME = {
-    "vfmtok": "VFMTok",
+    "vfmtok_dino_disc": "VFMTok",
+    "vfmtok_gpt": "VFMTok",
+    "vfmtok_losses": "VFMTok",
+    "vfmtok_sampling": "VFMTok",
 }
 
 
