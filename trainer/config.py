@@ -29,6 +29,9 @@ class AdamConfig(StrictModel):
     eps: PositiveFloat = Field(1e-8, description="Added to the root of the second moment.")
     weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled weight decay.")
     warmup_kimg: NonNegativeFloat = Field(0.0, description="The rate rises linearly from 0 until here.")
+    warmup_init_lr: NonNegativeFloat | None = Field(
+        None, description="The rate rises from this instead, and reaches `lr` with the last step of the warm-up."
+    )
     cosine_decay: bool = Field(False, description="After the warm-up the rate follows a half cosine to 0 at the end.")
     max_grad_norm: PositiveFloat | None = Field(None, description="Clip the gradient to this norm.")
 

@@ -25,14 +25,23 @@ def build_adam(parameters: Mapping[str, nn.Parameter], config: AdamConfig, fused
     )
 
 
-def learning_rate(config: AdamConfig, nimg: int, total_nimg: int) -> float:
-    """The rate after `nimg` images: linear warm-up, then constant or half a cosine down to 0 at `total_nimg`."""
-    warmup = 1000 * config.warmup_kimg
-    if nimg < warmup:
+def learning_rate(config: AdamConfig, nimg: int, total_nimg: int, batch_size: int) -> float:
+    """The rate of a step: linear warm-up, then constant or half a cosine down to 0 at `total_nimg`.
+
+    With `warmup_init_lr` and T steps of warm-up it is init + (s + 1) (lr - init) / T at step s = 0 .. T - 1.
+
+    Args:
+        nimg: images seen before the step.
+        batch_size: images of the step.
+    """
+    warmup, start = 1000 * config.warmup_kimg, config.warmup_init_lr
+    if start is not None and nimg + batch_size < warmup:
+        return start + (config.lr - start) * (nimg + batch_size) / warmup
+    if start is None and nimg < warmup:
         return config.lr * (nimg + 1) / (warmup + 1)
     if not config.cosine_decay:
         return config.lr
-    share = min((nimg - warmup) / max(total_nimg - warmup, 1), 1.0)
+    share = min(max(nimg - warmup, 0) / max(total_nimg - warmup, 1), 1.0)
     return config.lr * 0.5 * (1 + math.cos(math.pi * share))
 
 

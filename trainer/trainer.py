@@ -301,7 +301,7 @@ class Trainer:
         by_rank = self._of_all_ranks(own)
         accepted = self.guard.accepts(phase, self.step, self.nimg, by_rank, scale)
         if accepted:
-            rate = learning_rate(phase.optimizer, self.nimg, self.total_nimg)
+            rate = learning_rate(phase.optimizer, self.nimg, self.total_nimg, self.training.batch_size)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             if phase.optimizer.max_grad_norm is not None:

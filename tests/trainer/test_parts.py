@@ -13,14 +13,21 @@ from trainer.optimizer import learning_rate
 
 def test_learning_rate_rises_then_follows_a_half_cosine() -> None:
     config = AdamConfig(lr=1.0, warmup_kimg=0.1, cosine_decay=True)
-    assert learning_rate(config, 0, 1100) == pytest.approx(1 / 101)
-    assert learning_rate(config, 100, 1100) == pytest.approx(1.0)
-    assert learning_rate(config, 600, 1100) == pytest.approx(0.5)
-    assert learning_rate(config, 1100, 1100) == pytest.approx(0.0, abs=1e-12)
+    assert learning_rate(config, 0, 1100, 1) == pytest.approx(1 / 101)
+    assert learning_rate(config, 100, 1100, 1) == pytest.approx(1.0)
+    assert learning_rate(config, 600, 1100, 1) == pytest.approx(0.5)
+    assert learning_rate(config, 1100, 1100, 1) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_learning_rate_is_constant_by_default() -> None:
-    assert {learning_rate(AdamConfig(lr=0.5), nimg, 1000) for nimg in (0, 500, 999)} == {0.5}
+    assert {learning_rate(AdamConfig(lr=0.5), nimg, 1000, 1) for nimg in (0, 500, 999)} == {0.5}
+
+
+@pytest.mark.parametrize("cosine_decay", [False, True])
+def test_learning_rate_reaches_its_value_with_the_last_step_of_a_warm_up_from_a_given_rate(cosine_decay) -> None:
+    config = AdamConfig(lr=1.0, warmup_kimg=0.04, warmup_init_lr=0.2, cosine_decay=cosine_decay)
+    rates = [learning_rate(config, nimg, 10**9, batch_size=8) for nimg in range(0, 64, 8)]
+    assert rates == pytest.approx([0.36, 0.52, 0.68, 0.84, 1.0, 1.0, 1.0, 1.0])
 
 
 def test_log_is_monotone_after_a_resume_and_drops_a_half_written_line(tmp_path) -> None:
