@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -32,7 +32,12 @@ class StrictModel(BaseModel):
 
     Types are strict, so that nothing is guessed: `true` is no number, "64" no integer; only an integer may stand
     for a float. Neither `.nan` nor `.inf` is a number here.
+
+    Attributes:
+        ELSEWHERE: keys that somebody may look for here, and what to do instead.
     """
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True, allow_inf_nan=False)
 
@@ -364,7 +369,9 @@ def _faults(model: type[StrictModel], error: ValidationError) -> _Faults:
     meant: set[KeyPath] = set()
     for item in error.errors():
         key = _key_of(model, item["loc"])
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden" and key[-1] in _elsewhere(model, key):
+            faults.messages[key] = _elsewhere(model, key)[key[-1]]
+        elif item["type"] == "extra_forbidden":
             near = _nearest_key(model, key)
             meant.add(tuple(near.split(".")) if "." in near else (*key[:-1], near))
             faults.messages[key] = f"unknown key. Closest: {near}."
@@ -377,6 +384,14 @@ def _faults(model: type[StrictModel], error: ValidationError) -> _Faults:
     for key in missing & meant:  # a required key that is misspelt is one mistake, not two
         del faults.messages[key]
     return faults
+
+
+def _elsewhere(model: type[StrictModel], key: KeyPath) -> Mapping[str, str]:
+    """What the section of an unknown key says about keys that it does not have."""
+    section: type[StrictModel] | None = model
+    if len(key) > 1:
+        section = section_class(_fields_at(model, key[:-1])[1])
+    return section.ELSEWHERE if section else {}
 
 
 def _key_of(model: type[StrictModel], location: Sequence[int | str]) -> KeyPath:

@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from pydantic import Field, create_model
+from pydantic import Field
 
 from common.config import Relation, StrictModel
 from configs.experiment import COMMON_RELATIONS, Experiment, micro_batches
+from configs.losses import enabled_losses, loss_relations, losses_section, needs_switch, switch_is_used
 from data.config import DataConfig
 from evaluation.config import FRECHET_METRICS, ValidationConfig
-from losses import LOSSES
 from networks.config import (
     EQUIVARIANCE_SCALES,
     LOCAL_BATCH,
@@ -39,13 +39,7 @@ from trainer.config import (
     TokenizerTrainingConfig,
 )
 
-# One optional field per registered loss: the YAML composes the objective by naming them.
-LossesConfig: type[StrictModel] = create_model(
-    "LossesConfig",
-    __base__=StrictModel,
-    __doc__="The terms of the objective, by name; a term that is not named does not exist.",
-    **{name: (entry.config | None, Field(None, description=entry.summary)) for name, entry in LOSSES.items()},
-)
+LossesConfig = losses_section("vfm_vae")
 
 
 # --- relations between sections ------------------------------------------------------------------------------
@@ -91,22 +85,6 @@ def _multiscale_resolutions_exist(c) -> str | None:
     sides = c.decoder.block_resolutions(c.data.resolution)[:-1]
     wrong = [side for side in c.losses.multiscale_pixel.weights if side not in sides]
     return f"found resolution {wrong[0]}, expected some of {sides} (the blocks below the last)." if wrong else None
-
-
-def _no_loss(c) -> str | None:
-    if not any(term and term.enabled for term in (getattr(c.losses, name) for name in LOSSES)):
-        return f"no loss has a weight above 0; name at least one of {', '.join(LOSSES)}."
-    return None
-
-
-def _windows(name: str):
-    def check(c) -> str | None:
-        term = getattr(c.losses, name)
-        if term is None or term.end_kimg is None or term.end_kimg > term.start_kimg:
-            return None
-        return f"end_kimg {term.end_kimg:g} is not after start_kimg {term.start_kimg:g}; the term would never count."
-
-    return check
 
 
 def _equivariance_scales_fit(c) -> str | None:
@@ -195,28 +173,6 @@ def _folders_only(leaf: str) -> Relation:
     return Relation((f"data.{leaf}", "data.source"), check)
 
 
-def _needs_switch(loss: str, switch: str) -> Relation:
-    def check(c) -> str | None:
-        term = getattr(c.losses, loss)
-        if term and term.enabled and not getattr(c.discriminator, switch):
-            return f"found {term.weight:g}, which needs discriminator.{switch}: true."
-        return None
-
-    return Relation((f"losses.{loss}.weight", f"discriminator.{switch}"), check)
-
-
-def _switch_is_used(switch: str, terms: Sequence[str]) -> Relation:
-    """A discriminator that no term uses would be built, and never trained or heard."""
-
-    def check(c) -> str | None:
-        named = [getattr(c.losses, term) for term in terms]
-        if not getattr(c.discriminator, switch) or any(term and term.enabled for term in named):
-            return None
-        return f"true, but nothing uses it; give losses.{' or losses.'.join(terms)} a weight above 0, or set it false."
-
-    return Relation((f"discriminator.{switch}", *(f"losses.{term}" for term in terms)), check)
-
-
 def _dino_path_is_used(c) -> str | None:
     if c.discriminator.dino_path is None or c.discriminator.backbone == "dino_vits16":
         return None
@@ -274,8 +230,7 @@ RELATIONS: tuple[Relation, ...] = (
         ("losses.multiscale_pixel", "decoder.use_multiscale_output", "decoder.num_blocks", "data.resolution"),
         _multiscale_resolutions_exist,
     ),
-    Relation(("losses",), _no_loss),
-    *(Relation((f"losses.{name}",), _windows(name)) for name in LOSSES),
+    *loss_relations("vfm_vae"),
     Relation(
         (
             "equivariance.use_equivariance_regularization",
@@ -297,13 +252,13 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(("data.cls_to_text_path", "data.label_type"), _cls2text_needs_table),
     _folders_only("max_size"),
     _folders_only("xflip"),
-    _needs_switch("stylegan_t", "use_stylegan_t_discriminator"),
-    _needs_switch("matching_aware", "use_stylegan_t_discriminator"),
-    _needs_switch("patchgan", "use_patchgan_discriminator"),
-    _needs_switch("feature_matching", "use_patchgan_discriminator"),
-    _needs_switch("feature_matching", "get_interm_feat"),
-    _switch_is_used("use_stylegan_t_discriminator", ("stylegan_t", "matching_aware")),
-    _switch_is_used("use_patchgan_discriminator", ("patchgan", "feature_matching")),
+    needs_switch("stylegan_t", "use_stylegan_t_discriminator"),
+    needs_switch("matching_aware", "use_stylegan_t_discriminator"),
+    needs_switch("patchgan", "use_patchgan_discriminator"),
+    needs_switch("feature_matching", "use_patchgan_discriminator"),
+    needs_switch("feature_matching", "get_interm_feat"),
+    switch_is_used("use_stylegan_t_discriminator", ("stylegan_t", "matching_aware")),
+    switch_is_used("use_patchgan_discriminator", ("patchgan", "feature_matching")),
     Relation(("losses.matching_aware.weight", "decoder.conditional"), _matching_aware_needs_labels),
     Relation(("losses.clip.weight", "data.label_type"), _clip_needs_texts),
     _warmup_waits_for("stylegan_t", ("l1_pixel", "l2_pixel")),
@@ -379,5 +334,4 @@ class VFMVAEExperiment(Experiment):
 
     def enabled_losses(self) -> dict[str, StrictModel]:
         """The terms that take part in the run, by name."""
-        named = {name: getattr(self.losses, name) for name in LOSSES}
-        return {name: term for name, term in named.items() if term is not None and term.enabled}
+        return enabled_losses(self.losses)

@@ -95,6 +95,18 @@ class StyleGANTTermConfig(TermConfig):
     use_disc_warmup: bool = Field(False, description="Start when the pixel loss has settled.")
 
 
+class VFMTokGANTermConfig(TermConfig):
+    """Adversarial loss of VFMTok, with the one discriminator that the run has."""
+
+    disc_loss: Literal["hinge", "vanilla", "non-saturating"] = Field(
+        "hinge", description="Loss of the discriminator; vanilla and non-saturating are the same cross-entropy."
+    )
+    gen_loss: Literal["softplus_g_loss", "hinge", "non-saturating"] = Field(
+        "softplus_g_loss",
+        description="Loss of the tokenizer; softplus_g_loss and non-saturating are the same cross-entropy.",
+    )
+
+
 class CLIPTermConfig(TermConfig):
     """Angle between CLIP features of the image and of its label text."""
 

@@ -24,6 +24,8 @@ class LossInputs:
         pyramid_targets: the target at the sides of these images.
         latent: what the encoder side made of the images; None where only images are compared.
         aligned_to: frozen features of the encoder's last layer as a map [B, D, h, w], for the VF loss.
+        semantic: the features of the encoder's last layer as they are predicted from the latent, [B, N, D].
+        semantic_target: these features themselves, frozen, [B, N, D].
         fake: what the discriminators say of the reconstruction; gradients flow into the image.
         real: what they say of the target; no gradient flows.
         texts: one text per image that says what it shows.
@@ -36,6 +38,8 @@ class LossInputs:
     pyramid_targets: dict[int, Tensor] = field(default_factory=dict)
     latent: Latent | None = None
     aligned_to: Tensor | None = None
+    semantic: Tensor | None = None
+    semantic_target: Tensor | None = None
     fake: Verdict | None = None
     real: Verdict | None = None
     texts: list[str] | None = None
@@ -65,7 +69,8 @@ class Loss(nn.Module):
         needs: fields of `LossInputs` that it reads.
         group: `reconstruction` compares images with their targets; the adaptive VF weight refers to the sum of these
             terms. `adversarial` is what other networks say of the reconstruction, and is left out of that sum.
-            `latent` judges the latent itself. The gradient of the first two reaches the latent through the decoder.
+            `latent` judges the latent itself, or the features that are predicted from it. The gradient of the first
+            two reaches the latent through the decoder.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"target", "reconstruction"})

@@ -64,6 +64,10 @@ class Objective(nn.Module):
         """The tokenizer's terms of a group, whether they count at present or not."""
         return [name for name, loss in self.losses.items() if isinstance(loss, Loss) and loss.group == group]
 
+    def discriminator_names(self) -> list[str]:
+        """The terms of the discriminators' side, whether they count at present or not."""
+        return [name for name, loss in self.losses.items() if isinstance(loss, DiscriminatorLoss)]
+
     def counts(self, name: str, at: Moment) -> bool:
         """Whether a term counts: its window is open, it does not wait, and no PatchGAN has taken its place."""
         if name not in self.terms or name in at.waiting or not in_window(self.terms[name], at.nimg):
@@ -96,7 +100,7 @@ class Objective(nn.Module):
         return self._evaluate("adversarial", inputs, at)
 
     def latent_terms(self, inputs: LossInputs, at: Moment) -> dict[str, Value]:
-        """The terms on the latent."""
+        """The terms on the latent, and on what features are predicted from it."""
         return self._evaluate("latent", inputs, at)
 
     def _evaluate(self, group: Group, inputs: LossInputs, at: Moment) -> dict[str, Value]:

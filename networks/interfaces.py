@@ -106,15 +106,17 @@ class Verdict:
     """What the discriminators say of a batch of images. Higher logits mean "real".
 
     Attributes:
-        projected: logits of the projected (StyleGAN-T) discriminator, [B, heads * patches]; None without it.
+        projected: logits of the projected discriminator, [B, heads * patches]; None without it.
         patches: the PatchGAN's maps at full, half and quarter scale: of each the outputs of its layers, [B, C, h, w],
             the logits [B, 1, h, w] last (and alone where intermediate features are not kept); None without it.
+        whole: one logit per image of the StyleGAN2-like discriminator, [B, 1]; None without it.
     """
 
     projected: Tensor | None = None
     patches: list[list[Tensor]] | None = None
+    whole: Tensor | None = None
 
     def logits(self) -> list[Tensor]:
-        """All logits: of the projected discriminator, then of each scale of the PatchGAN."""
-        projected = [] if self.projected is None else [self.projected]
-        return projected + [layers[-1] for layers in self.patches or []]
+        """All logits: of the projected discriminator, of each scale of the PatchGAN, of the StyleGAN2-like one."""
+        projected, whole = ([] if logits is None else [logits] for logits in (self.projected, self.whole))
+        return projected + [layers[-1] for layers in self.patches or []] + whole

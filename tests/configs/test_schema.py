@@ -56,6 +56,10 @@ KEYS = schema_keys(EXPERIMENTS["vfm_vae"])
     [
         ("decoder.use_gausian_blur=true", "decoder.use_gausian_blur: unknown key. Closest: use_gaussian_blur."),
         ("lossess.kl.weight=1", "lossess: unknown key. Closest: losses."),
+        (
+            "losses.semantic={weight: 1}",
+            "losses.semantic: belongs to the system vfmtok, not to vfm_vae; remove the term.",
+        ),
         ("batch_size=4", "batch_size: unknown key. Closest: training.batch_size."),
         ("training.batch_size=many", "training.batch_size: found 'many', expected a whole number."),
         (

@@ -14,7 +14,7 @@ import torch
 from common.config import Source
 from configs.schema import check
 from configs.vfm_vae import VFMVAEExperiment
-from losses import LOSSES, warmup
+from losses import losses_of, warmup
 from tests.faults.conftest import largest_difference
 from tests.tiny import SMALL, tiny_values, write_class_texts, write_data
 from tests.trainer.conftest import build_trainer, comparable, merged, run_until, state_of
@@ -24,7 +24,7 @@ from trainer.trainer import Trainer
 STEPS, SAMPLES, BATCH = 6, 10, 2
 STOPS = {"first step": 1, "mid-epoch, mid-tick": 4, "end of the epoch": 5, "last step": STEPS}
 
-# Of the registered terms, those of the discrete mode and LPIPS, whose VGG16 is not at hand, are missing here.
+# Of the terms of this system, those of the discrete mode and LPIPS, whose VGG16 is not at hand, are missing here.
 LEFT_OUT = {"vq", "entropy", "perceptual"}
 EVERYTHING = {
     **SMALL,
@@ -123,10 +123,10 @@ def undisturbed(config_of, tmp_path_factory) -> Outcome:
 
 def test_every_loss_and_both_discriminators_take_part(config_of, undisturbed, tmp_path) -> None:
     config = config_of(tmp_path)
-    assert set(config.enabled_losses()) == set(LOSSES) - LEFT_OUT
+    assert set(config.enabled_losses()) == set(losses_of("vfm_vae")) - LEFT_OUT
     reported = {name.split("/")[1] for line in undisturbed.log for name in line if name.startswith("loss/")}
     judged = {name.split("/")[1] for line in undisturbed.log for name in line if name.startswith("discriminator/")}
-    assert reported | judged == set(LOSSES) - LEFT_OUT | {"total"}
+    assert reported | judged == set(losses_of("vfm_vae")) - LEFT_OUT | {"total"}
     assert judged == {"stylegan_t", "patchgan", "matching_aware", "total"}
     with_stylegan_t = ["loss/stylegan_t" in line for line in undisturbed.log]
     assert with_stylegan_t == [False, False, True, True]  # the warm-up ends after step 3

@@ -69,14 +69,15 @@ class Adversary:
         projected = self.discriminators.projected
         self.backbone_sha256 = None if projected is None else weights_fingerprint(projected.backbone.state_dict())
         self.judge = distribute(_Judge(self.discriminators))
-        names = [name for name in objective.terms if name in ("stylegan_t", "patchgan", "matching_aware")]
         self.phase = Phase(
             PHASE,
             self.judge,
             {name: p for name, p in self.discriminators.named_parameters() if p.requires_grad},
             optimizer,
             bounded_losses={
-                f"{PHASE}/{name}{part}": max_loss for name in names for part in ("", "/fake_loss", "/real_loss")
+                f"{PHASE}/{name}{part}": max_loss
+                for name in objective.discriminator_names()
+                for part in ("", "/fake_loss", "/real_loss")
             },
         )
 
