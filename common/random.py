@@ -7,8 +7,10 @@ however the work is split over ranks, workers or accumulation steps.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,3 +46,17 @@ def torch_generator(
     import torch
 
     return torch.Generator(device=device).manual_seed(keyed_seed(seed, purpose, *indices))
+
+
+@contextlib.contextmanager
+def keyed_draws(seed: int, purpose: str, *indices: int | str, device: str | torch.device = "cpu") -> Iterator[None]:
+    """Key what layers draw from torch's own generators (dropout) as `keyed_seed` describes, while the block runs.
+
+    The generators of the CPU and of `device` are as they were afterwards.
+    """
+    import torch
+
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(keyed_seed(seed, purpose, *indices))
+        yield

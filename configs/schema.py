@@ -28,13 +28,16 @@ from configs.experiment import Experiment
 from configs.lightningdit import LightningDiTExperiment
 from configs.reference import is_reference_layout, translate
 from configs.reg import REGExperiment
+from configs.tokenizer import TokenizerExperiment
 from configs.vfm_vae import VFMVAEExperiment
+from configs.vfmtok import VFMTokExperiment
 from data.locations import is_remote
 from networks.encoders.recognition import local_folder
 from trainer.systems import SYSTEMS
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "vfm_vae": VFMVAEExperiment,
+    "vfmtok": VFMTokExperiment,
     "lightningdit": LightningDiTExperiment,
     "reg": REGExperiment,
 }
@@ -145,17 +148,17 @@ def check(
 
 
 def of_kind(loaded: LoadedConfig, kind: type[Kind]) -> Kind:
-    """The configuration, for what works on one system only. Raises ConfigError if it is of another one."""
+    """The configuration, for what works on one kind of systems only. Raises ConfigError if it is of another one."""
     if not isinstance(loaded.config, kind):
-        expected = kind.model_fields["system"].default
+        expected = " or ".join(name for name, experiment in EXPERIMENTS.items() if issubclass(experiment, kind))
         problem = Problem("system", f"found {loaded.config.system}, expected {expected}.")
         raise ConfigError(report(loaded.source, [problem]))
     return loaded.config
 
 
-def of_tokenizer(loaded: LoadedConfig) -> VFMVAEExperiment:
+def of_tokenizer(loaded: LoadedConfig) -> TokenizerExperiment:
     """The configuration, for a tool that works on tokenizers. Raises ConfigError if it is of another system."""
-    return of_kind(loaded, VFMVAEExperiment)
+    return of_kind(loaded, TokenizerExperiment)
 
 
 def load_experiment(

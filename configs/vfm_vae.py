@@ -5,28 +5,25 @@ Imports no torch.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from common.config import Relation, StrictModel
-from configs.experiment import COMMON_RELATIONS, Experiment, micro_batches
-from configs.losses import enabled_losses, loss_relations, losses_section, needs_switch, switch_is_used
+from common.config import Relation
+from configs.losses import loss_relations, losses_section, needs_switch, switch_is_used
+from configs.tokenizer import TOKENIZER_TRAINING_RELATIONS, TokenizerExperiment
 from data.config import DataConfig
-from evaluation.config import FRECHET_METRICS, ValidationConfig
+from evaluation.config import ValidationConfig
 from networks.config import (
     EQUIVARIANCE_SCALES,
-    LOCAL_BATCH,
     DecoderConfig,
     DiscriminatorConfig,
     EncoderConfig,
     LatentConfig,
     TokenizerConfig,
     geometry_problem,
-    local_groups,
     tokenizer_relations,
 )
 from trainer.config import (
@@ -36,7 +33,7 @@ from trainer.config import (
     TokenizerCheckpointConfig,
     TokenizerGuardConfig,
     TokenizerLoggingConfig,
-    TokenizerTrainingConfig,
+    VFMVAETrainingConfig,
 )
 
 LossesConfig = losses_section("vfm_vae")
@@ -127,14 +124,6 @@ def _equivariance_needs_any_size(c) -> str | None:
     return None
 
 
-def _cls2text_needs_table(c) -> str | None:
-    if c.data.label_type == "cls2text" and c.data.cls_to_text_path is None:
-        return (
-            "missing, but data.label_type is cls2text; give the JSON from class index to text, or set label_type: none."
-        )
-    return None
-
-
 def _matching_aware_needs_labels(c) -> str | None:
     term = c.losses.matching_aware
     if term and term.enabled and not c.decoder.conditional:
@@ -163,52 +152,6 @@ def _warmup_waits_for(term: str, awaited: Sequence[str]) -> Relation:
     return Relation(keys, check)
 
 
-def _folders_only(leaf: str) -> Relation:
-    def check(c) -> str | None:
-        value = getattr(c.data, leaf)
-        if value and c.data.source == "webdataset":
-            return f"found {json.dumps(value)}, which only image folders and zip files have; data.source is webdataset."
-        return None
-
-    return Relation((f"data.{leaf}", "data.source"), check)
-
-
-def _dino_path_is_used(c) -> str | None:
-    if c.discriminator.dino_path is None or c.discriminator.backbone == "dino_vits16":
-        return None
-    return f"found {json.dumps(c.discriminator.dino_path)}, but discriminator.backbone is {c.discriminator.backbone}."
-
-
-def _best_metric_is_measured(c) -> str | None:
-    v = c.validation
-    if v is None or v.best_metric in ("psnr", "ssim", None):
-        return None
-    key, measured = "perceptual", v.best_metric
-    if v.best_metric in FRECHET_METRICS.values():
-        key, measured = "frechet", next(name for name, metric in FRECHET_METRICS.items() if metric == v.best_metric)
-    chosen = getattr(v, key)
-    if chosen in ("auto", measured):
-        return None
-    return f"found {v.best_metric}, but validation.{key} is {chosen}, expected {measured}; or name psnr or ssim."
-
-
-def _inception_path_is_used(c) -> str | None:
-    v = c.validation
-    if v is None or v.inception_path is None or v.frechet in ("auto", "inception"):
-        return None
-    return f"found {json.dumps(v.inception_path)}, but validation.frechet is {v.frechet}."
-
-
-def _micro_batch_fits_local_norm(c) -> str | None:
-    micro_batch, left_over = divmod(c.training.batch_size, micro_batches(c))
-    if not c.discriminator.enabled or left_over or local_groups(micro_batch):
-        return None
-    return (
-        f"leaves micro-batches of {micro_batch} images; the discriminators normalise over groups of at most "
-        f"{LOCAL_BATCH}, so give at most {LOCAL_BATCH} or a multiple of {LOCAL_BATCH} images."
-    )
-
-
 def _shared_pass_needs_one_micro_batch(c) -> str | None:
     if not c.training.share_generator_forward or c.training.accumulate_gradients == 1:
         return None
@@ -219,7 +162,7 @@ def _shared_pass_needs_one_micro_batch(c) -> str | None:
 
 
 RELATIONS: tuple[Relation, ...] = (
-    *COMMON_RELATIONS,
+    *TOKENIZER_TRAINING_RELATIONS,
     *tokenizer_relations("data.resolution", lambda c: c.data.resolution),
     Relation(("encoder.patch_from_layers", "losses.vf"), _vf_needs_last_layer),
     _belongs_to_mode("kl", "continuous"),
@@ -249,9 +192,6 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(("training.share_generator_forward", "training.accumulate_gradients"), _shared_pass_needs_one_micro_batch),
     Relation(("decoder.conditional", "decoder.label_type", "data.label_type"), _conditional_decoder_has_labels),
     Relation(("equivariance.use_equivariance_regularization", "decoder.use_convnext"), _equivariance_needs_any_size),
-    Relation(("data.cls_to_text_path", "data.label_type"), _cls2text_needs_table),
-    _folders_only("max_size"),
-    _folders_only("xflip"),
     needs_switch("stylegan_t", "use_stylegan_t_discriminator"),
     needs_switch("matching_aware", "use_stylegan_t_discriminator"),
     needs_switch("patchgan", "use_patchgan_discriminator"),
@@ -263,48 +203,16 @@ RELATIONS: tuple[Relation, ...] = (
     Relation(("losses.clip.weight", "data.label_type"), _clip_needs_texts),
     _warmup_waits_for("stylegan_t", ("l1_pixel", "l2_pixel")),
     _warmup_waits_for("patchgan", ("stylegan_t",)),
-    Relation(("discriminator.dino_path", "discriminator.backbone"), _dino_path_is_used),
-    Relation(("training.batch_size", "training.accumulate_gradients"), _micro_batch_fits_local_norm),
-    Relation(("validation.best_metric", "validation.perceptual", "validation.frechet"), _best_metric_is_measured),
-    Relation(("validation.inception_path", "validation.frechet"), _inception_path_is_used),
 )
-
-_KEY_LIST = " imagenet_info/scan_keys.py writes it; null keeps every sample."
-
 
 # --- the experiment --------------------------------------------------------------------------------------------
 
 
-class VFMVAEExperiment(Experiment):
+class VFMVAEExperiment(TokenizerExperiment):
     """A run of the system `vfm_vae`: training of a tokenizer on a frozen vision foundation model."""
 
     RELATIONS: ClassVar = RELATIONS
-    PATHS: ClassVar = (
-        *Experiment.PATHS,
-        "data.filter_keys_path",
-        "data.cls_to_text_path",
-        "validation.path",
-        "validation.filter_keys_path",
-        "validation.inception_path",
-        "discriminator.dino_path",
-        "losses.perceptual.vgg16_path",
-        "losses.clip.clip_path",
-    )
-    MODELS: ClassVar = ("encoder.vfm_name",)
-    REMEDIES: ClassVar = {"data.filter_keys_path": _KEY_LIST, "validation.filter_keys_path": _KEY_LIST}
-    MAY_CHANGE: ClassVar = (
-        *Experiment.MAY_CHANGE,
-        "data.cls_to_text_path",
-        "data.index_dir",
-        "data.cache_dir",
-        "data.cache_max_gb",
-        "data.download_attempts",
-        "data.download_timeout_s",
-        "encoder.vfm_name",
-        "losses.perceptual.vgg16_path",
-        "discriminator.dino_path",
-        "validation",
-    )
+    PATHS: ClassVar = (*TokenizerExperiment.PATHS, "losses.clip.clip_path")
 
     system: Literal["vfm_vae"] = Field("vfm_vae", description="What is trained.")
     run: RunConfig
@@ -316,7 +224,7 @@ class VFMVAEExperiment(Experiment):
     discriminator: DiscriminatorConfig = DiscriminatorConfig()
     losses: LossesConfig
     optimizer: OptimizerConfig = OptimizerConfig()
-    training: TokenizerTrainingConfig
+    training: VFMVAETrainingConfig
     guard: TokenizerGuardConfig = TokenizerGuardConfig()
     validation: ValidationConfig | None = None
     checkpoint: TokenizerCheckpointConfig = TokenizerCheckpointConfig()
@@ -331,7 +239,3 @@ class VFMVAEExperiment(Experiment):
             decoder=self.decoder,
             alignment_head=bool(self.losses.vf and self.losses.vf.enabled),
         )
-
-    def enabled_losses(self) -> dict[str, StrictModel]:
-        """The terms that take part in the run, by name."""
-        return enabled_losses(self.losses)

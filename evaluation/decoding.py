@@ -257,6 +257,7 @@ def _prepare(
         "weights_sha256": weights_fingerprint(model.state_dict()),
         "samples_sha256": samples_fingerprint(opened.shards),
         "numbering_ranks": plan.numbering_ranks,
+        "png_rounding": model.png_rounding,
     }
     names = [sample.name for sample in samples]
     refuse_foreign(targets.output_dir, set(names) if targets.pngs else set())
@@ -313,7 +314,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _write_manifest(targets: DecodeTargets, work: _Work, facts: dict[str, Any]) -> None:
-    fixed = {"png_rounding": "truncate", "images": len(work.samples), "left_out": work.problems}
+    fixed = {"images": len(work.samples), "left_out": work.problems}
     content = {**work.identity, **fixed, **facts, "versions": tool_versions()}
     write_json_atomically(targets.output_dir / MANIFEST_NAME, content)
 
@@ -343,9 +344,9 @@ def _check_channels(model: nn.Module, shards: Sequence[SampleShard]) -> None:
 
 def _check_labels(model: nn.Module, samples: Sequence[Sample], class_texts: Mapping[int, str] | None) -> None:
     """Refuse before any work what a conditional decoder cannot be given."""
-    decoder = model.config.decoder
-    if not decoder.conditional:
+    if not model.config.conditional:
         return
+    decoder = model.config.decoder
     if decoder.label_type == "text":
         raise UserError("--vae-pth: this decoder is conditional on free texts, which shards of latents do not have.")
     if decoder.label_type == "cls2text" and class_texts is None:
@@ -363,9 +364,9 @@ def _conditioner(
     model: nn.Module, device: torch.device, class_texts: Mapping[int, str] | None
 ) -> Callable[[Sequence[Sample]], Labels]:
     """What a decoder takes besides the latents of some samples."""
-    decoder = model.config.decoder
-    if not decoder.conditional:
+    if not model.config.conditional:
         return lambda samples: None
+    decoder = model.config.decoder
     if decoder.label_type == "cls2id":
         classes = decoder.label_dim
         return lambda samples: F.one_hot(torch.tensor([s.label for s in samples]), classes).to(device, torch.float32)

@@ -260,7 +260,11 @@ class _Plan:
 def _plan(
     model: nn.Module, images: Sequence[InputImage], output_dir: Path, protocol: Protocol, skip_existing: bool
 ) -> _Plan:
-    identity = {"protocol": asdict(protocol), "weights_sha256": weights_fingerprint(model.state_dict())}
+    identity = {
+        "protocol": asdict(protocol),
+        "weights_sha256": weights_fingerprint(model.state_dict()),
+        "png_rounding": model.png_rounding,
+    }
     names = {png_name(image) for image in images}
     for folder in (output_dir / INPUT_FOLDER, output_dir / OUTPUT_FOLDER):
         refuse_foreign(folder, names)
@@ -287,7 +291,6 @@ def _write_manifest(
         "status": status,
         **identity,
         **facts,
-        "png_rounding": "truncate",
         "versions": tool_versions(),
     }
     if summary is not None:

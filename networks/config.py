@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -174,13 +174,29 @@ class DecoderConfig(StrictModel):
 
 
 class TokenizerConfig(StrictModel):
-    """Everything that decides the shape of a tokenizer."""
+    """Everything that decides the shape of a VFM-VAE tokenizer.
+
+    Attributes:
+        MODEL_TYPE: its name in `networks.TOKENIZERS`.
+    """
+
+    MODEL_TYPE: ClassVar[str] = "vfm_vae"
 
     img_resolution: PositiveInt = Field(description="Side of the images that the model is built for.")
     encoder: EncoderConfig
     latent: LatentConfig
     decoder: DecoderConfig
     alignment_head: bool = Field(False, description="Carry the projection to VFM features that the VF loss needs.")
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the decoder depends on labels."""
+        return self.decoder.conditional
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether it depends on texts."""
+        return self.decoder.reads_texts
 
     def latent_side(self) -> int:
         """Side of the latent grid at the resolution that the model is built for."""

@@ -37,7 +37,7 @@ def export_decoder(tokenizer: VFMVAETokenizer, height: int, width: int) -> Expor
 
     Raises: ShapeError if the size does not fit the tokenizer; UserError if its decoder needs more than a latent.
     """
-    if tokenizer.config.decoder.conditional:
+    if tokenizer.config.conditional:
         raise UserError("decoder.conditional: found true; only decoders that need nothing but a latent are exported.")
     tokenizer.require_image_size(height, width)
     device = next(tokenizer.decoder.parameters()).device

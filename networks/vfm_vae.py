@@ -6,10 +6,12 @@ images -> encoder features -> moments -> posterior -> latent z -> decoder -> ima
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from common.errors import ShapeError, UserError
+from common.errors import CheckpointError, ShapeError, UserError
 from common.value_range import Rounding
 from networks.alignment import AlignmentHead
 from networks.compression import Compression
@@ -36,11 +38,13 @@ class VFMVAETokenizer(nn.Module):
     Attributes:
         image_multiple: both sides of an image, in pixels, must be multiples of this.
         png_rounding: how published images are brought to 8 bits.
+        optional_weights: prefix of weights that only training uses, which may be absent or left over.
 
     Raises: UserError if the decoder is conditional on texts, and there is no encoder with a text model.
     """
 
     png_rounding: Rounding = "truncate"
+    optional_weights = "alignment."
 
     def __init__(self, config: TokenizerConfig, encoder: VisionEncoder | None, noise: bool | None = None):
         super().__init__()
@@ -58,6 +62,16 @@ class VFMVAETokenizer(nn.Module):
             last = config.encoder.patch_from_layers.index(-1)
             self.alignment = AlignmentHead(config.latent.channels(), config.encoder.patch_in_dimensions[last])
         self.decoder = Decoder(config, self.has_noise, text_width(encoder) if config.decoder.reads_texts else 0)
+
+    @classmethod
+    def for_weights(
+        cls, config: TokenizerConfig, encoder: VisionEncoder | None, state: Mapping[str, Tensor], where: str
+    ) -> VFMVAETokenizer:
+        """A tokenizer that weights (own names) fit: with noise maps, if they have some.
+
+        Raises: CheckpointError if the configuration says otherwise.
+        """
+        return cls(config, encoder, noise=expected_noise(config, state, where))
 
     def trainable_parts(self) -> nn.ModuleDict:
         """Everything but the frozen encoder."""
@@ -189,6 +203,26 @@ class VFMVAETokenizer(nn.Module):
         decoder_input = latent.z.detach().requires_grad_(latent.z.requires_grad) if cut_at_latent else latent.z
         decoded = self.decoder(transform.apply_to_latent(decoder_input), conditioning, update_average=update_average)
         return TokenizerOutput(latent, decoder_input, decoded)
+
+
+def expected_noise(config: TokenizerConfig, state: Mapping[str, Tensor], where: str) -> bool:
+    """Whether the decoder that fits these weights has noise maps.
+
+    Raises: CheckpointError if the configuration says otherwise.
+    """
+    has_noise = has_noise_maps(state)
+    if config.decoder.use_convnext and config.decoder.legacy not in (None, has_noise):
+        raise CheckpointError(
+            f"{where}: decoder.legacy is {str(config.decoder.legacy).lower()}, but the file "
+            f"{'has' if has_noise else 'has no'} noise maps; set it to {str(has_noise).lower()} or null."
+        )
+    return has_noise
+
+
+def has_noise_maps(state: Mapping[str, Tensor]) -> bool:
+    """Whether weights (own names) have fixed noise maps in the decoder's layers: the `legacy` kind of ConvNeXt
+    layers, and all layers that are not ConvNeXt."""
+    return any(name.endswith(".noise_strength") for name in state)
 
 
 def _require_maps(found: Tensor, what: str, channels: int) -> None:

@@ -38,10 +38,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from configs.schema import load_config, of_tokenizer
+    from configs.schema import load_config, of_kind
+    from configs.vfm_vae import VFMVAEExperiment
 
     loaded = load_config(arguments.config, arguments.overrides)
-    config = of_tokenizer(loaded)
+    config = of_kind(loaded, VFMVAEExperiment)
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
 

@@ -75,7 +75,14 @@ class TrainingConfig(StrictModel):
 
 
 class TokenizerTrainingConfig(TrainingConfig):
-    """Schedule and numerics of a tokenizer."""
+    """Schedule and numerics that every tokenizer has."""
+
+    init_discriminator: bool = Field(True, description="Also take the discriminators from init_from.")
+    channels_last: bool = Field(False, description="Store activations channels-last (faster convolutions).")
+
+
+class VFMVAETrainingConfig(TokenizerTrainingConfig):
+    """The same for VFM-VAE."""
 
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="fp32; bf16 autocast; fp16 in the decoder's num_fp16_res upper blocks (CUDA)."
@@ -83,7 +90,6 @@ class TokenizerTrainingConfig(TrainingConfig):
     init_kimg: NonNegativeFloat = Field(
         0, description="Images seen by these weights, in thousands; at 0 the EMA starts anew."
     )
-    init_discriminator: bool = Field(True, description="Also take the discriminators from init_from.")
     train_mode: Literal["train_all", "train_decoder", "train_the_second_half_decoder"] = Field(
         "train_all", description="Which part of the tokenizer is trained; the encoder never is."
     )
@@ -97,7 +103,13 @@ class TokenizerTrainingConfig(TrainingConfig):
     share_generator_forward: bool = Field(
         False, description="One pass of the tokenizer serves both phases of a step; false: one for each."
     )
-    channels_last: bool = Field(False, description="Store activations channels-last (faster convolutions).")
+
+
+class VFMTokTrainingConfig(TokenizerTrainingConfig):
+    """The same for VFMTok; defaults are the published settings."""
+
+    batch_size: PositiveInt = Field(128, description="Images per optimiser step, over all ranks.")
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="What the EMA keeps of its value in every step.")
 
 
 class DiffusionTrainingConfig(TrainingConfig):

@@ -8,7 +8,7 @@ from torch import nn
 
 from common.errors import UserError
 from networks.vfm_vae import VFMVAETokenizer
-from trainer.config import TokenizerTrainingConfig
+from trainer.config import VFMVAETrainingConfig
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Selection:
     frozen: int
 
 
-def select_trainable(model: VFMVAETokenizer, config: TokenizerTrainingConfig) -> Selection:
+def select_trainable(model: VFMVAETokenizer, config: VFMVAETrainingConfig) -> Selection:
     """Switch gradients on for the parts that the train mode names and off for everything else.
 
     `train_all`: all but the encoder. `train_decoder`: the decoder with expansion and mapping network.
@@ -41,7 +41,7 @@ def select_trainable(model: VFMVAETokenizer, config: TokenizerTrainingConfig) ->
     return Selection(names, trainable, sum(p.numel() for p in model.parameters()) - trainable)
 
 
-def _selected_modules(model: VFMVAETokenizer, config: TokenizerTrainingConfig) -> list[str]:
+def _selected_modules(model: VFMVAETokenizer, config: VFMVAETrainingConfig) -> list[str]:
     if config.train_mode == "train_all":
         return list(model.trainable_parts())
     if config.train_mode == "train_decoder":

@@ -12,9 +12,9 @@ convert     one into the other
 from networks.checkpoint.folder import read_model_config
 from networks.checkpoint.loading import (
     build_tokenizer,
-    has_noise_maps,
     load_tokenizer,
     load_weights,
+    names_of,
     origin_of,
     read_weights,
     require_same_encoder,
@@ -23,9 +23,9 @@ from networks.checkpoint.names import to_own_name, to_reference_name
 
 __all__ = [
     "build_tokenizer",
-    "has_noise_maps",
     "load_tokenizer",
     "load_weights",
+    "names_of",
     "origin_of",
     "read_model_config",
     "read_weights",

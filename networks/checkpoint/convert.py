@@ -17,16 +17,18 @@ from common.checkpoint_folder import find_checkpoint
 from common.errors import CheckpointError
 from networks.checkpoint.folder import (
     ModelFolder,
+    Shape,
     encoder_facts,
+    read_model_config,
     read_model_folder,
     write_model_folder,
 )
 from networks.checkpoint.loading import (
     encoder_weights,
-    expected_noise,
-    has_noise_maps,
+    names_of,
     require_fit,
     require_same_encoder,
+    tokenizer_class,
 )
 from networks.checkpoint.names import ENCODER, REFERENCE_FAMILIES
 from networks.checkpoint.origin import Origin
@@ -43,7 +45,7 @@ from networks.config import TokenizerConfig
 from networks.encoders.loading import load_encoder
 from networks.encoders.recognition import model_config_of
 from networks.fingerprint import weights_fingerprint
-from networks.vfm_vae import VFMVAETokenizer
+from networks.vfm_vae import has_noise_maps
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +76,11 @@ class Converted:
 def reference_to_folder(
     source: str | Path,
     target: str | Path,
-    config: TokenizerConfig,
+    config: Shape,
     licence: str | None = None,
     include_encoder: bool = False,
 ) -> Converted:
-    """Write a `.pth` of the reference as a model folder.
+    """Write a `.pth` (VFMTok: `.pt`) of the reference as a model folder.
 
     The discriminators and `training_set_kwargs` are kept as they are, so that `folder_to_reference` gives them back.
 
@@ -93,11 +95,14 @@ def reference_to_folder(
     """
     checkpoint = read_reference(source)
     family = config.encoder.resolved_family()
-    average = to_own_state(checkpoint.average, f"{source}: G_ema", family)
-    raw = None if checkpoint.raw is None else to_own_state(checkpoint.raw, f"{source}: G", family)
-    _require_fit(config, average, f"{source}: G_ema")
+    names, (raw_name, average_name) = names_of(config), checkpoint.entries
+    average = to_own_state(checkpoint.average, f"{source}: {average_name}", family, names)
+    raw = None
+    if checkpoint.raw is not None:
+        raw = to_own_state(checkpoint.raw, f"{source}: {raw_name}", family, names)
+    _require_fit(config, average, f"{source}: {average_name}")
     if raw is not None:
-        _require_fit(config, raw, f"{source}: G")
+        _require_fit(config, raw, f"{source}: {raw_name}")
         _require_one_encoder(average, raw, str(source))
         raw = _without_encoder(raw)
     encoder = encoder_weights(average)
@@ -136,6 +141,9 @@ def folder_to_reference(
         cannot be written; UserError if the encoder cannot be loaded.
     """
     folder = find_checkpoint(source, log.warning)
+    kind = read_model_config(folder).MODEL_TYPE
+    if kind != TokenizerConfig.MODEL_TYPE:
+        raise CheckpointError(f"{folder}: is a {kind}; only {TokenizerConfig.MODEL_TYPE} is written as a .pth.")
     content = read_model_folder(folder)
     family = content.config.encoder.resolved_family()
     if family not in REFERENCE_FAMILIES:
@@ -192,10 +200,10 @@ def _with_licence(origin: Origin | None, licence: str | None, source: str) -> Or
     return Origin(source if origin is None else origin.source, licence)
 
 
-def _require_fit(config: TokenizerConfig, state: Mapping[str, Tensor], where: str) -> None:
+def _require_fit(config: Shape, state: Mapping[str, Tensor], where: str) -> None:
     """Raise CheckpointError if these weights are not those of this tokenizer; costs no memory."""
     with torch.device("meta"):
-        model = VFMVAETokenizer(config, None, noise=expected_noise(config, state, where))
+        model = tokenizer_class(config).for_weights(config, None, state, where)
     require_fit(model, state, where)
 
 

@@ -28,9 +28,14 @@ from torch import Tensor
 from common.checkpoint_folder import write_checkpoint
 from common.config import Source, build
 from common.errors import CheckpointError, UserError
+from common.registry import import_object
+from networks import TOKENIZERS
 from networks.checkpoint.names import ENCODER, discriminator_rows, to_reference_name
 from networks.checkpoint.origin import Origin
-from networks.config import MODEL_RELATIONS, ModelConfig, TokenizerConfig
+from networks.config import TokenizerConfig
+from networks.vfmtok.config import VFMTokConfig
+
+Shape = TokenizerConfig | VFMTokConfig  # what decides the shape of a tokenizer, of any kind
 
 WEIGHT_FILES = {"ema": "model.safetensors", "raw": "model_raw.safetensors"}
 ENCODER_FOLDER = "encoder"
@@ -57,7 +62,7 @@ class ModelFolder:
         further_facts: entries of the manifest besides those that the others make.
     """
 
-    config: TokenizerConfig
+    config: Shape
     average: Mapping[str, Tensor]
     raw: Mapping[str, Tensor] | None
     nimg: int | None
@@ -143,8 +148,8 @@ def read_encoder_copy(folder: Path) -> dict[str, Tensor]:
         return {name.removeprefix(ENCODER): file.get_tensor(name) for name in names if name.startswith(ENCODER)}
 
 
-def read_model_config(folder: Path) -> ModelConfig:
-    """What the `config.json` of a checkpoint folder says.
+def read_model_config(folder: Path) -> Shape:
+    """What the `config.json` of a checkpoint folder says of its tokenizer.
 
     Where the folder has the encoder's own configuration, `encoder.vfm_name` points to that.
 
@@ -153,11 +158,12 @@ def read_model_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     values = _read_json(path)
     kind = values.pop("model_type", "vfm_vae")
-    if kind != "vfm_vae":
+    if kind not in TOKENIZERS:
         raise CheckpointError(f"{folder}: found a checkpoint of {kind}, expected one of a tokenizer.")
     if (folder / ENCODER_FOLDER / "config.json").is_file():
         values["encoder"]["vfm_name"] = str(folder / ENCODER_FOLDER)
-    return build(ModelConfig, Source(str(path), values), MODEL_RELATIONS)
+    entry = TOKENIZERS[kind]
+    return build(import_object(entry.config), Source(str(path), values), import_object(entry.relations))
 
 
 def write_encoder_files(folder: Path, encoder_config: Mapping[str, Any] | None, text_tokenizer: Any | None) -> None:
@@ -174,12 +180,12 @@ def write_encoder_files(folder: Path, encoder_config: Mapping[str, Any] | None, 
         text_tokenizer.save_pretrained(folder / ENCODER_FOLDER)
 
 
-def model_config_values(config: TokenizerConfig) -> dict[str, Any]:
+def model_config_values(config: Shape) -> dict[str, Any]:
     """What `config.json` says of a tokenizer; the inverse of `read_model_config`."""
-    return {"model_type": "vfm_vae", **config.model_dump(mode="json")}
+    return {"model_type": config.MODEL_TYPE, **config.model_dump(mode="json")}
 
 
-def encoder_facts(config: TokenizerConfig, sha256: str | None) -> dict[str, Any]:
+def encoder_facts(config: Shape, sha256: str | None) -> dict[str, Any]:
     """What a manifest says of the frozen encoder, to which a checkpoint refers.
 
     Args:

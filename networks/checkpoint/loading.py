@@ -12,31 +12,41 @@ from torch import Tensor
 
 from common.checkpoint_folder import find_checkpoint
 from common.errors import CheckpointError
+from common.registry import import_object
+from networks import TOKENIZERS
 from networks.checkpoint.fit import misfits
-from networks.checkpoint.folder import read_encoder_copy, read_folder_weights, read_manifest, read_model_config
-from networks.checkpoint.names import ENCODER
+from networks.checkpoint.folder import (
+    Shape,
+    read_encoder_copy,
+    read_folder_weights,
+    read_manifest,
+    read_model_config,
+)
+from networks.checkpoint.names import ENCODER, TOKENIZER, Rows
 from networks.checkpoint.origin import Origin
 from networks.checkpoint.reference import read_reference, read_reference_weights, require_file
-from networks.config import TokenizerConfig
 from networks.encoders.base import VisionEncoder
 from networks.encoders.loading import empty_encoder, load_encoder
 from networks.encoders.text import load_text_tokenizer
 from networks.fingerprint import weights_fingerprint
 from networks.vfm_vae import VFMVAETokenizer
+from networks.vfmtok.tokenizer import VFMTokTokenizer
+
+Tokenizer = VFMVAETokenizer | VFMTokTokenizer
 
 log = logging.getLogger(__name__)
 
 
 def load_tokenizer(
     path: str | Path,
-    config: TokenizerConfig | None = None,
+    config: Shape | None = None,
     device: str | torch.device = "cpu",
     weights: Literal["ema", "raw"] = "ema",
-) -> VFMVAETokenizer:
+) -> Tokenizer:
     """A tokenizer in eval mode, with its frozen encoder.
 
     Args:
-        path: a checkpoint folder or run folder of this project, or a `.pth` of the reference.
+        path: a checkpoint folder or run folder of this project, or a `.pth` (`.pt`) of the reference.
         config: its shape; may be left out where the checkpoint carries it (folders do).
         weights: the EMA of the weights, or the weights themselves.
 
@@ -48,11 +58,11 @@ def load_tokenizer(
     if config is None:
         require_file(path)
         raise CheckpointError(f"{path}: a reference checkpoint carries no configuration; give one (--use-config).")
-    state = read_reference_weights(path, weights, config.encoder.resolved_family())
+    state = read_reference_weights(path, weights, config.encoder.resolved_family(), names_of(config))
     return build_tokenizer(config, state, str(path)).to(device)
 
 
-def load_folder(folder: Path, config: TokenizerConfig, weights: Literal["ema", "raw"] = "ema") -> VFMVAETokenizer:
+def load_folder(folder: Path, config: Shape, weights: Literal["ema", "raw"] = "ema") -> Tokenizer:
     """A tokenizer from a checkpoint folder that `find_checkpoint` has accepted; see `load_tokenizer`.
 
     The frozen encoder comes from the folder where that holds a copy of it, else from its own files.
@@ -67,13 +77,23 @@ def load_folder(folder: Path, config: TokenizerConfig, weights: Literal["ema", "
     return model
 
 
-def built_encoder(config: TokenizerConfig, weights: Mapping[str, Tensor], where: str) -> VisionEncoder | None:
+def names_of(config: Shape) -> Rows:
+    """The table own <-> reference names of a tokenizer's weights."""
+    return import_object(TOKENIZERS[config.MODEL_TYPE].names)
+
+
+def tokenizer_class(config: Shape) -> type[Tokenizer]:
+    """The network whose shape this is."""
+    return import_object(TOKENIZERS[config.MODEL_TYPE].network)
+
+
+def built_encoder(config: Shape, weights: Mapping[str, Tensor], where: str) -> VisionEncoder | None:
     """The frozen encoder made of a copy of its weights (names inside the encoder).
 
     Returns: None if there is no copy, or nothing tells how to build it but its own files.
     Raises: CheckpointError if the copy does not fit.
     """
-    with_text = config.decoder.reads_texts
+    with_text = config.reads_texts
     encoder = empty_encoder(config.encoder, with_text) if weights else None
     if encoder is not None:
         if with_text:
@@ -100,14 +120,19 @@ def require_same_encoder(found: str, recorded: str, where: str) -> None:
         )
 
 
-def read_weights(path: str | Path, weights: Literal["ema", "raw"] = "ema") -> dict[str, Tensor]:
+def read_weights(
+    path: str | Path, weights: Literal["ema", "raw"] = "ema", names: Rows = TOKENIZER
+) -> dict[str, Tensor]:
     """Weights by own names from a checkpoint folder, a run folder or a reference `.pth`.
+
+    Args:
+        names: table own <-> reference names.
 
     Raises: CheckpointError if there is none, or it is damaged.
     """
     if Path(path).is_dir():
         return read_folder_weights(find_checkpoint(path, log.warning), weights)
-    return read_reference_weights(path, weights)
+    return read_reference_weights(path, weights, names=names)
 
 
 def origin_of(path: str | Path) -> Origin | None:
@@ -124,8 +149,8 @@ def origin_of(path: str | Path) -> Origin | None:
 
 
 def build_tokenizer(
-    config: TokenizerConfig, state: Mapping[str, Tensor], where: str, encoder: VisionEncoder | None = None
-) -> VFMVAETokenizer:
+    config: Shape, state: Mapping[str, Tensor], where: str, encoder: VisionEncoder | None = None
+) -> Tokenizer:
     """A tokenizer with these weights (own names).
 
     Args:
@@ -133,36 +158,15 @@ def build_tokenizer(
 
     Raises: CheckpointError that names missing, unexpected or misshapen weights.
     """
-    noise = expected_noise(config, state, where)
-    own = encoder or load_encoder(config.encoder, config.decoder.reads_texts)
-    model = VFMVAETokenizer(config, own, noise=noise)
+    own = encoder or load_encoder(config.encoder, config.reads_texts)
+    model = tokenizer_class(config).for_weights(config, own, state, where)
     load_weights(model, state, where)
     if encoder is None:
         load_encoder_weights(model, state, where)
     return model.eval()
 
 
-def expected_noise(config: TokenizerConfig, state: Mapping[str, Tensor], where: str) -> bool:
-    """Whether the decoder that fits these weights has noise maps.
-
-    Raises: CheckpointError if the configuration says otherwise.
-    """
-    has_noise = has_noise_maps(state)
-    if config.decoder.use_convnext and config.decoder.legacy not in (None, has_noise):
-        raise CheckpointError(
-            f"{where}: decoder.legacy is {str(config.decoder.legacy).lower()}, but the file "
-            f"{'has' if has_noise else 'has no'} noise maps; set it to {str(has_noise).lower()} or null."
-        )
-    return has_noise
-
-
-def has_noise_maps(state: Mapping[str, Tensor]) -> bool:
-    """Whether weights (own names) have fixed noise maps in the decoder's layers: the `legacy` kind of ConvNeXt
-    layers, and all layers that are not ConvNeXt."""
-    return any(name.endswith(".noise_strength") for name in state)
-
-
-def load_weights(model: VFMVAETokenizer, state: Mapping[str, Tensor], where: str) -> None:
+def load_weights(model: Tokenizer, state: Mapping[str, Tensor], where: str) -> None:
     """Copy weights by own names into a tokenizer; weights of the frozen encoder among them are left alone.
 
     Raises: CheckpointError that names missing, unexpected or misshapen weights.
@@ -172,7 +176,7 @@ def load_weights(model: VFMVAETokenizer, state: Mapping[str, Tensor], where: str
     model.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
 
 
-def load_encoder_weights(model: VFMVAETokenizer, state: Mapping[str, Tensor], where: str) -> None:
+def load_encoder_weights(model: Tokenizer, state: Mapping[str, Tensor], where: str) -> None:
     """Let the frozen encoder's weights in a checkpoint, if it has them, take the place of those from its own files.
 
     They are what the checkpoint was trained on; a difference is said in the log.
@@ -205,15 +209,15 @@ def encoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(ENCODER): value for name, value in state.items() if name.startswith(ENCODER)}
 
 
-def require_fit(model: VFMVAETokenizer, state: Mapping[str, Tensor], where: str) -> None:
+def require_fit(model: Tokenizer, state: Mapping[str, Tensor], where: str) -> None:
     """Refuse weights (own names) that do not fit a tokenizer, which may be on the meta device.
 
-    The alignment head may be absent or left over, for only the VF loss uses it; the frozen encoder is not looked at;
-    everything else must fit exactly.
+    The network's `optional_weights` may be absent or left over; the frozen encoder is not looked at; everything else
+    must fit exactly.
 
     Raises: CheckpointError that names missing, unexpected or misshapen weights.
     """
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(ENCODER)}
     given = {name: value for name, value in state.items() if not name.startswith(ENCODER)}
-    if problems := misfits(own, given, optional="alignment."):
+    if problems := misfits(own, given, optional=model.optional_weights):
         raise CheckpointError(f"{where}: the weights do not fit the configuration: {problems}.")

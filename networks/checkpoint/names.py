@@ -205,6 +205,8 @@ VFMTOK: Rows = [
     *_below("decode_transformer", "decode_transformer", DECODE_TRANSFORMER),
     *_below("pixel_decoder", "decoder", PIXEL_DECODER),
 ]
+# VFMTok's frozen encoder comes from its own files, and how often codes were used is measured anew.
+LEFT_OUT = re.compile(r"^encode_transformer\.backbone\.|^slot_quantize\.codebook_used$")
 
 
 def discriminator_rows(keep_features: bool) -> Rows:

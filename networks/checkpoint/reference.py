@@ -1,10 +1,15 @@
-"""The reference's `.pth` files.
+"""The reference's files: `.pth` of VFM-VAE, `.pt` of VFMTok.
 
 network-snapshot-<kimg, 8 digits>.pth = {
     "G", "G_ema":            state dicts of the generator and its EMA, the frozen encoder among them
     "D":                     state dict of the discriminators
     "training_set_kwargs":   options of the training data
     "derived_from":          only in files written here: origin and licence of the weights; the reference ignores it
+}
+vit_vqgan_step_<step>.pt = {
+    "model", "ema":          state dicts of the tokenizer and its EMA, without the frozen encoder
+    "discriminator":         state dict of the discriminator
+    "optimizer", ...:        what is not read here
 }
 """
 
@@ -23,12 +28,12 @@ from torch import Tensor
 from common.errors import CheckpointError
 from common.files import write_atomically
 from common.torch_file import read_torch_file
-from networks.checkpoint.names import ENCODER, to_own_name, to_reference_name
+from networks.checkpoint.names import ENCODER, LEFT_OUT, TOKENIZER, Rows, to_own_name, to_reference_name
 from networks.checkpoint.origin import UNKNOWN_LICENCE, Origin
 
 log = logging.getLogger(__name__)
 
-_STATE_DICTS = ("G", "G_ema", "D")
+_LAYOUTS = (("G", "G_ema", "D"), ("model", "ema", "discriminator"))  # raw weights, their EMA, discriminators
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class ReferenceCheckpoint:
         discriminator: weights of the discriminators.
         training_set_kwargs: options of the training data.
         origin: where the weights come from.
+        entries: what the raw weights and their EMA are called in the file.
     """
 
     average: Mapping[str, Tensor]
@@ -48,6 +54,7 @@ class ReferenceCheckpoint:
     discriminator: Mapping[str, Tensor] = field(default_factory=dict)
     training_set_kwargs: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
+    entries: tuple[str, str] = _LAYOUTS[0][:2]
 
 
 def read_reference(path: str | Path) -> ReferenceCheckpoint:
@@ -62,17 +69,20 @@ def read_reference(path: str | Path) -> ReferenceCheckpoint:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: found {type(content).__name__}, expected a dictionary of tensors.")
     origin = Origin.from_json(content.get("derived_from")) or Origin(Path(path).name, UNKNOWN_LICENCE)
-    if not any(isinstance(content.get(name), Mapping) for name in _STATE_DICTS):
-        content = {"G_ema": content}
-    raw, average, discriminator = (_state_dict(content.get(name, {}), f"{path}: {name}") for name in _STATE_DICTS)
+    layout = next((names for names in _LAYOUTS if any(isinstance(content.get(n), Mapping) for n in names)), None)
+    if layout is None:
+        layout = _LAYOUTS[0]
+        content = {layout[1]: content}
+    raw, average, discriminator = (_state_dict(content.get(name, {}), f"{path}: {name}") for name in layout)
     options = content.get("training_set_kwargs", {})
     if not isinstance(options, Mapping):
         raise CheckpointError(f"{path}: training_set_kwargs is {type(options).__name__}, expected a dictionary.")
     if not (raw or average):
-        raise CheckpointError(f"{path}: holds no weights of a generator, expected them as G_ema or G.")
+        raise CheckpointError(f"{path}: holds no weights of a generator, expected them as {layout[1]} or {layout[0]}.")
     if not (raw and average):
-        log.info("%s: has no %s; the other one is used.", path, "G_ema" if raw else "G")
-    return ReferenceCheckpoint(average or raw, raw if raw and average else None, discriminator, options, origin)
+        log.info("%s: has no %s; the other one is used.", path, layout[1] if raw else layout[0])
+    both = raw if raw and average else None
+    return ReferenceCheckpoint(average or raw, both, discriminator, options, origin, layout[:2])
 
 
 def require_file(path: str | Path) -> None:
@@ -112,19 +122,23 @@ def snapshot_nimg(path: str | Path) -> int | None:
 
 
 def read_reference_weights(
-    path: str | Path, weights: Literal["ema", "raw"] = "ema", encoder_family: str | None = None
+    path: str | Path,
+    weights: Literal["ema", "raw"] = "ema",
+    encoder_family: str | None = None,
+    names: Rows = TOKENIZER,
 ) -> dict[str, Tensor]:
     """Weights of a reference `.pth` under own names.
 
     Args:
         weights: the EMA of the weights, or the weights themselves; the other where the file has only one.
         encoder_family: family of the frozen encoder, whose weights are then among them; None: they are left out.
+        names: table own <-> reference names.
 
     Raises: CheckpointError if the file cannot be read, or holds names that no table knows.
     """
     checkpoint = read_reference(path)
     state = checkpoint.raw if weights == "raw" and checkpoint.raw is not None else checkpoint.average
-    own = to_own_state(state, str(path), encoder_family)
+    own = to_own_state(state, str(path), encoder_family, names)
     if encoder_family is not None:
         return own
     kept = {name: value for name, value in own.items() if not name.startswith(ENCODER)}
@@ -134,20 +148,28 @@ def read_reference_weights(
     return kept
 
 
-def to_own_state(state: Mapping[str, Tensor], where: str, encoder_family: str | None = None) -> dict[str, Tensor]:
+def to_own_state(
+    state: Mapping[str, Tensor], where: str, encoder_family: str | None = None, names: Rows = TOKENIZER
+) -> dict[str, Tensor]:
     """A state dict of the reference's generator under own names.
 
     Args:
         encoder_family: family of the frozen encoder; None leaves its weights under the names that they have.
+        names: table own <-> reference names; entries that `LEFT_OUT` names are counted in the log and left out.
 
     Raises: CheckpointError that counts and names entries which no table knows.
     """
     own, unknown = {}, []
+    left_out = [name for name in state if LEFT_OUT.search(name)]
     for name, value in state.items():
+        if LEFT_OUT.search(name):
+            continue
         try:
-            own[to_own_name(name, family=encoder_family)] = value
+            own[to_own_name(name, names, encoder_family)] = value
         except KeyError:
             unknown.append(name)
+    if left_out:
+        log.info("%s: left out %d entries that are not needed, e.g. %s.", where, len(left_out), left_out[0])
     if unknown:
         raise CheckpointError(f"{where}: {_count(unknown)} not of the reference's generator.{_hint(unknown, state)}")
     return own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -70,7 +70,16 @@ class PixelDecoderConfig(StrictModel):
 
 
 class VFMTokConfig(StrictModel):
-    """Everything that decides the shape of a VFMTok tokenizer."""
+    """Everything that decides the shape of a VFMTok tokenizer.
+
+    Attributes:
+        MODEL_TYPE: its name in `networks.TOKENIZERS`.
+        conditional, reads_texts: its decoder depends on no labels.
+    """
+
+    MODEL_TYPE: ClassVar[str] = "vfmtok"
+    conditional: ClassVar[bool] = False
+    reads_texts: ClassVar[bool] = False
 
     img_resolution: PositiveInt = Field(336, description="Side of the images in pixels; the model takes no other.")
     encoder: EncoderConfig

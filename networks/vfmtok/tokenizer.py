@@ -6,6 +6,7 @@ images -> encoder features -> region tokens -> codes -> latent z -> map -> image
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -52,10 +53,12 @@ class VFMTokTokenizer(nn.Module):
     Attributes:
         image_multiple: the side of an image, in pixels; both sides of every image must have it.
         png_rounding: how published images are brought to 8 bits.
+        optional_weights: prefix of weights that may be absent or left over; there are none.
     """
 
     is_discrete = True
     png_rounding: Rounding = "nearest"
+    optional_weights = None
 
     def __init__(self, config: VFMTokConfig, encoder: VisionEncoder | None):
         super().__init__()
@@ -72,6 +75,13 @@ class VFMTokTokenizer(nn.Module):
             config.decode_transformer, c.width, c.num_tokens, config.feature_side(), config.feature_width()
         )
         self.pixel_decoder = PixelDecoder(config.pixel_decoder, c.width)
+
+    @classmethod
+    def for_weights(
+        cls, config: VFMTokConfig, encoder: VisionEncoder | None, state: Mapping[str, Tensor], where: str
+    ) -> VFMTokTokenizer:
+        """A tokenizer that weights (own names) fit, as far as the configuration is theirs."""
+        return cls(config, encoder)
 
     def trainable_parts(self) -> nn.ModuleDict:
         """Everything but the frozen encoder."""

@@ -150,7 +150,10 @@ KEYS = schema_keys(EXPERIMENTS["vfm_vae"])
             'validation.inception_path: found "y.pth", but validation.frechet is none.',
         ),
         ("validation={num_images: 5}", "validation.path: missing. It has no default; give it a value."),
-        ("system=vfm_vea", "system: found 'vfm_vea', expected one of vfm_vae, lightningdit, reg. Closest: vfm_vae."),
+        (
+            "system=vfm_vea",
+            "system: found 'vfm_vea', expected one of vfm_vae, vfmtok, lightningdit, reg. Closest: vfm_vae.",
+        ),
         (
             "decoder.use_cross_attn=true",
             "decoder.use_cross_attn: true, but it looks at tokens of texts; set decoder.conditional: true and "

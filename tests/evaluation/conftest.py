@@ -18,9 +18,10 @@ class FakeTokenizer(nn.Module):
 
     def __init__(self):
         super().__init__()
-        decoder = SimpleNamespace(conditional=False)
-        self.config = SimpleNamespace(img_resolution=16, decoder=decoder, model_dump=lambda mode: {"side": 16})
+        self.config = SimpleNamespace(img_resolution=16, conditional=False, model_dump=lambda mode: {"side": 16})
         self.gain = nn.Parameter(torch.tensor(1.0))
+
+    png_rounding = "truncate"
 
     def latent_shape(self, height, width):
         return 3, height // 4, width // 4

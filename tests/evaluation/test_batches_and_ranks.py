@@ -51,9 +51,9 @@ def floats(monkeypatch) -> list[torch.Tensor]:
     """What is about to be rounded to 8 bit, batch after batch, [B, 3, H, W] in [0, 1]."""
     seen: list[torch.Tensor] = []
 
-    def recorded(images):
+    def recorded(images, rounding):
         seen.append(images.clone())
-        return unit_to_uint8(images)
+        return unit_to_uint8(images, rounding)
 
     monkeypatch.setattr("evaluation.reconstruction.unit_to_uint8", recorded)
     return seen

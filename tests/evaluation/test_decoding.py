@@ -259,7 +259,8 @@ def test_a_target_is_needed():
 
 
 def conditional(tokenizer, label_type):
-    tokenizer.config.decoder = types.SimpleNamespace(conditional=True, label_type=label_type, label_dim=3)
+    tokenizer.config.conditional = True
+    tokenizer.config.decoder = types.SimpleNamespace(label_type=label_type, label_dim=3)
     given = []
     decode = tokenizer.decode
     tokenizer.decode = lambda z, c=None: given.append(c) or decode(z)

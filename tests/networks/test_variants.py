@@ -14,7 +14,7 @@ from networks.encoders.loading import empty_encoder, load_encoder
 from networks.vfm_vae import VFMVAETokenizer
 from tests.tiny import tiny_values
 from tests.trainer.conftest import merged
-from trainer.config import TokenizerTrainingConfig
+from trainer.config import VFMVAETrainingConfig
 from trainer.freeze import select_trainable
 
 NO_CONVNEXT = {"decoder.use_convnext": False, "decoder.channel_base": 8192}  # 32 channels in every block
@@ -89,7 +89,7 @@ def test_every_train_mode_selects_the_same_parts_of_a_variant(variant: str, tiny
     with torch.device("meta"):
         model = VFMVAETokenizer(config, empty_encoder(config.encoder, config.decoder.reads_texts))
     for mode in ("train_all", "train_decoder", "train_the_second_half_decoder"):
-        select_trainable(model, TokenizerTrainingConfig(train_mode=mode))
+        select_trainable(model, VFMVAETrainingConfig(train_mode=mode))
         for name, parameter in model.named_parameters():
             part, *rest = name.split(".")
             block = int(rest[1]) if rest[0] in ("blocks", "latent_branches") else None

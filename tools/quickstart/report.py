@@ -27,19 +27,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     from common.files import write_json_atomically, write_text_atomically
-    from configs.schema import load_config, of_tokenizer
+    from configs.schema import load_config, of_kind
+    from configs.vfm_vae import VFMVAEExperiment
     from evaluation.quickstart_report import Report, read_photographs, render, results_of, score_crops
     from evaluation.training_log import summarise_log
     from trainer.metrics import read_log
 
     log_path = arguments.run_dir / "log.jsonl"
-    run = of_tokenizer(load_config(arguments.run_dir / "config.yaml"))
+    run = of_kind(load_config(arguments.run_dir / "config.yaml"), VFMVAEExperiment)
     report = Report(
         crops=score_crops(arguments.images_dir),
         photographs=read_photographs(arguments.photographs),
         log=summarise_log(read_log(log_path), str(log_path)),
         model=facts_of(run),
-        published=facts_of(of_tokenizer(load_config(arguments.published_config))),
+        published=facts_of(of_kind(load_config(arguments.published_config), VFMVAEExperiment)),
         published_name=arguments.published_config.stem,
         seed=run.run.random_seed,
     )

@@ -112,7 +112,7 @@ def refuse_conditional(config) -> None:
     """Stop if the decoder needs labels, which a folder of images does not have."""
     from common.errors import UserError
 
-    if config.decoder.conditional:
+    if config.conditional:
         raise UserError(
             f"--vae-pth: this tokenizer's decoder is conditional on labels (label_type {config.decoder.label_type}), "
             "which a folder of images does not have; only decoders without labels can be used here. In Python, "

@@ -12,6 +12,7 @@ SYSTEMS: Registry = Registry(
     "system",
     {
         "vfm_vae": "trainer.systems.vfm_vae:VFMVAESystem",
+        "vfmtok": "trainer.systems.vfmtok:VFMTokSystem",
         "lightningdit": "trainer.systems.lightningdit:LightningDiTSystem",
         "reg": "trainer.systems.reg:REGSystem",
     },
