@@ -47,6 +47,7 @@ from trainer.dry_run import (
     discriminator_cost,
     made_up_conditioning,
     made_up_features,
+    made_up_label,
     peak_activations,
     saved_bytes,
 )
@@ -373,7 +374,7 @@ def _check_memory(config: VFMVAEExperiment, device: torch.device) -> None:
     count = config.training.batch_size
     needed = saved_bytes(model, config, count) / (2 if config.training.precision == "bf16" else 1)
     if config.discriminator.enabled:
-        needed = peak_activations(needed, discriminator_cost(model, config, count), config)
+        needed = peak_activations(needed, discriminator_cost(config, count, made_up_label(model, count)), config)
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     else:

@@ -27,6 +27,7 @@ from trainer.freeze import Selection, select_trainable
 from trainer.systems.adversarial import without_weight_gradients
 
 if TYPE_CHECKING:
+    from configs.tokenizer import TokenizerExperiment
     from configs.vfm_vae import VFMVAEExperiment
 
 ADAM_BYTES_PER_PARAMETER = 4 * 4  # weight, gradient and two moments in fp32
@@ -70,7 +71,9 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
     selection = select_trainable(model, config.training)
     encoder_count = 0 if encoder is None else count_parameters(encoder)
     micro_batch = config.training.batch_size // (ranks * config.training.accumulate_gradients)
-    judges = discriminator_cost(model, config, micro_batch) if config.discriminator.enabled else None
+    judges = None
+    if config.discriminator.enabled:
+        judges = discriminator_cost(config, micro_batch, made_up_label(model, micro_batch))
     cost = _step_cost(model, selection, judges, config, micro_batch)
     flops_per_kimg = cost.flops / micro_batch * 1000
     peak = gemm_flops_per_second(pick_device(config.run.device))
@@ -91,7 +94,7 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
         ("frozen encoder", "unknown" if encoder is None else shown_count(encoder_count)),
         ("frozen otherwise", shown_count(selection.frozen - encoder_count)),
         *[(f"  {name}", shown_count(count_parameters(part))) for name, part in model.trainable_parts().items()],
-        *_rows_of_discriminators(judges),
+        *rows_of_discriminators(judges),
         (
             "memory per rank",
             f"about {cost.memory / 1e9:.2f} GB in fp32: weights, gradients, Adam, EMA, activations{at_least}"
@@ -151,7 +154,8 @@ def _step_cost(
     return StepCost(memory + judges_memory, flops + judges_flops, judges_memory, judges_flops)
 
 
-def _rows_of_discriminators(cost: DiscriminatorCost | None) -> list[tuple[str, str]]:
+def rows_of_discriminators(cost: DiscriminatorCost | None) -> list[tuple[str, str]]:
+    """Their line of the table, if there are any."""
     if cost is None:
         return []
     return [("discriminators", f"{shown_count(cost.trainable)} trainable, {shown_count(cost.frozen)} frozen")]
@@ -187,17 +191,18 @@ def kept_bytes(call: Callable[[], Any]) -> int:
     return sum(saved.values())
 
 
-def discriminator_cost(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) -> DiscriminatorCost:
+def discriminator_cost(config: TokenizerExperiment, batch: int, label: Tensor | None = None) -> DiscriminatorCost:
     """Parameters, FLOPs and activations of a configuration's discriminators, counted on the meta device.
 
     Their own phase: reconstructions and targets forward, and again with wrong labels for the matching-aware loss, then
     backward. The tokenizer's: reconstructions forward, backward to the image, and targets forward for feature matching.
 
+    Args:
+        label: what they are conditioned on, on the meta device.
+
     Raises: ShapeError if the batch cannot be cut into equal groups for their norms.
     """
     meta = torch.device("meta")
-    conditioning = made_up_conditioning(model, batch, meta)
-    label = None if conditioning is None else conditioning.label
     with meta:
         judges = empty_discriminators(
             config.discriminator, config.encoder.interpolation(), 0 if label is None else label.shape[1]
@@ -235,7 +240,7 @@ def peak_activations(kept: float, judges: DiscriminatorCost, config: VFMVAEExper
     return max(own_phase, kept + judges.kept_generator)
 
 
-def made_up_features(config: VFMVAEExperiment, batch: int, device: torch.device) -> Features:
+def made_up_features(config: TokenizerExperiment, batch: int, device: torch.device) -> Features:
     """Random features of the shapes that the configured encoder gives."""
     c = config.encoder
     sides = c.token_sides(config.data.resolution)
@@ -256,7 +261,13 @@ def made_up_conditioning(model: VFMVAETokenizer, batch: int, device: torch.devic
     return Conditioning(torch.randn(batch, width, device=device), tokens, mask)
 
 
-def encoder_flops(encoder: VisionEncoder, config: VFMVAEExperiment, batch: int) -> int:
+def made_up_label(model: VFMVAETokenizer, batch: int) -> Tensor | None:
+    """What the discriminators are conditioned on, on the meta device; None for an unconditional decoder."""
+    conditioning = made_up_conditioning(model, batch, torch.device("meta"))
+    return None if conditioning is None else conditioning.label
+
+
+def encoder_flops(encoder: VisionEncoder, config: TokenizerExperiment, batch: int) -> int:
     """Forward cost of the encoder on one micro-batch."""
     side = config.data.resolution
     images = torch.empty(batch, 3, side, side, device="meta")

@@ -150,20 +150,21 @@ class VFMTokTokenizer(nn.Module):
         expected = self.latent_shape(self.config.img_resolution, self.config.img_resolution)
         if z.ndim != 4 or tuple(z.shape[1:]) != expected or not len(z):
             raise ShapeError(f"found latents of shape {list(z.shape)}, expected [B, {', '.join(map(str, expected))}].")
-        return self._paint(self._regions(z))
+        spread = self.decode_transformer(self._regions(z), self.config.pixel_side())
+        return Decoded(self.pixel_decoder(spread), {})
 
     def _regions(self, z: Tensor) -> Tensor:
         """What both passes of the transformer start from, [B, N, D]."""
         return self.from_code(rearrange(z, "b c h w -> b (h w) c"))
 
-    def _paint(self, regions: Tensor) -> Decoded:
-        return Decoded(self.pixel_decoder(self.decode_transformer(regions, self.config.pixel_side())), {})
+    def predict_features(self, z: Tensor) -> Tensor:
+        """Latent [B, c, n, n] -> what it tells of the encoder's last layer, [B, h w, D_vfm] in raster order."""
+        return self.decode_transformer.predict_features(self._regions(z))
 
     def forward(self, images: Tensor) -> VFMTokOutput:
         """A whole pass: images [B, 3, S, S] in [0, 1] -> codes, reconstruction and predicted features."""
         latent = self.encode(images)
-        regions = self._regions(latent.z)
-        return VFMTokOutput(latent, self._paint(regions), self.decode_transformer.predict_features(regions))
+        return VFMTokOutput(latent, self.decode(latent.z), self.predict_features(latent.z))
 
 
 @torch.no_grad()
