@@ -12,7 +12,8 @@ def resize_images(
     """Resize [B, C, H, W] images; the value range is kept but for the overshoot of `bicubic`.
 
     Args:
-        mode: `bilinear` or `bicubic`, corners not aligned.
+        mode: `bilinear` or `bicubic`, corners not aligned; or with `size`, `area`: means over the pixels that each new
+            one covers.
         size: target side or (height, width); antialiased if its width is below the present one.
         scale_factor: used instead of `size`; output sides are floor(side * factor), antialiased below 1.
     """
@@ -24,5 +25,7 @@ def resize_images(
     height, width = (size, size) if isinstance(size, int) else size
     if (height, width) == tuple(images.shape[-2:]):
         return images
+    if mode == "area":
+        return F.interpolate(images, size=(height, width), mode=mode)
     antialias = width < images.shape[-1]
     return F.interpolate(images, size=(height, width), mode=mode, align_corners=False, antialias=antialias)

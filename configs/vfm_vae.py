@@ -17,6 +17,7 @@ from configs.tokenizer import TOKENIZER_TRAINING_RELATIONS, TokenizerExperiment
 from data.config import DataConfig
 from evaluation.config import ValidationConfig
 from networks.config import (
+    DISCRIMINATOR_RELATIONS,
     EQUIVARIANCE_SCALES,
     DecoderConfig,
     DiscriminatorConfig,
@@ -152,6 +153,12 @@ def _warmup_waits_for(term: str, awaited: Sequence[str]) -> Relation:
     return Relation(keys, check)
 
 
+def _stylegan2_belongs_to_vfmtok(c) -> str | None:
+    if c.discriminator.use_stylegan2_discriminator:
+        return "true, but only losses.vfmtok_gan of the system vfmtok uses it; set it false."
+    return None
+
+
 def _shared_pass_needs_one_micro_batch(c) -> str | None:
     if not c.training.share_generator_forward or c.training.accumulate_gradients == 1:
         return None
@@ -199,6 +206,8 @@ RELATIONS: tuple[Relation, ...] = (
     needs_switch("feature_matching", "get_interm_feat"),
     switch_is_used("use_stylegan_t_discriminator", ("stylegan_t", "matching_aware")),
     switch_is_used("use_patchgan_discriminator", ("patchgan", "feature_matching")),
+    Relation(("discriminator.use_stylegan2_discriminator",), _stylegan2_belongs_to_vfmtok),
+    *DISCRIMINATOR_RELATIONS,
     Relation(("losses.matching_aware.weight", "decoder.conditional"), _matching_aware_needs_labels),
     Relation(("losses.clip.weight", "data.label_type"), _clip_needs_texts),
     _warmup_waits_for("stylegan_t", ("l1_pixel", "l2_pixel")),

@@ -261,7 +261,13 @@ class DiscriminatorConfig(StrictModel):
     """The discriminators."""
 
     use_stylegan_t_discriminator: bool = Field(False, description="Projected discriminator on a frozen DINO.")
+    projected_kind: Literal["stylegan_t", "vfmtok"] = Field(
+        "stylegan_t", description="Whose projected discriminator: how it resizes, normalises and orders its heads."
+    )
     use_patchgan_discriminator: bool = Field(False, description="Three-scale PatchGAN.")
+    use_stylegan2_discriminator: bool = Field(
+        False, description="Residual discriminator with one logit per image, as in StyleGAN2 (VFMTok)."
+    )
     get_interm_feat: bool = Field(False, description="PatchGAN returns its intermediate features.")
     backbone: Literal["dino_vits16", "random_tiny"] = Field(
         "dino_vits16",
@@ -283,7 +289,7 @@ class DiscriminatorConfig(StrictModel):
     @property
     def enabled(self) -> bool:
         """Whether there is any discriminator."""
-        return self.use_stylegan_t_discriminator or self.use_patchgan_discriminator
+        return self.use_stylegan_t_discriminator or self.use_patchgan_discriminator or self.use_stylegan2_discriminator
 
 
 # --- relations between keys ----------------------------------------------------------------------------------
@@ -467,6 +473,21 @@ def _fused_width_fits_head(c, side: int) -> str | None:
 def geometry_problem(c, side: int) -> str | None:
     """What is wrong with the encoder's family or the grids at an image side, or None."""
     return _known_family(c) or _resolution_divides(c, side) or _encoder_grid(c, side)
+
+
+def _vfmtok_judges_images_as_they_are(c) -> str | None:
+    d = c.discriminator
+    if d.use_stylegan_t_discriminator and d.projected_kind == "vfmtok" and d.diffaug:
+        return "true, but discriminator.projected_kind vfmtok sees images without augmentation; set it false."
+    return None
+
+
+DISCRIMINATOR_RELATIONS = (
+    Relation(
+        ("discriminator.diffaug", "discriminator.projected_kind", "discriminator.use_stylegan_t_discriminator"),
+        _vfmtok_judges_images_as_they_are,
+    ),
+)
 
 
 def tokenizer_relations(resolution_key: str, side) -> list[Relation]:

@@ -38,8 +38,8 @@ from evaluation.cost import (
 from losses import LOSSES
 from losses.config import PatchGANTermConfig, StyleGANTTermConfig
 from networks.config import DiscriminatorConfig
-from networks.discriminators.backbone import TappedViT, empty_backbone
-from networks.discriminators.loading import load_backbone
+from networks.discriminators.backbone import TappedViT
+from networks.discriminators.loading import bare_backbone, load_backbone
 from networks.encoders.loading import empty_encoder, load_encoder
 from networks.interfaces import Features
 from networks.vfm_vae import VFMVAETokenizer
@@ -212,7 +212,7 @@ def _backbone(config: DiscriminatorConfig) -> tuple[TappedViT | None, bool]:
     except UserError:  # its file is not here
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return empty_backbone(config.backbone), True
+            return bare_backbone(config), True
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------

@@ -137,7 +137,10 @@ def _read_discriminator(folder: Path, manifest: Mapping[str, Any]) -> dict[str, 
         return load_file(folder / _DISCRIMINATOR)
     if not (folder / _OWN_DISCRIMINATOR).exists():
         return {}
-    rows = discriminator_rows(manifest["config"]["discriminator"]["get_interm_feat"])
+    config = manifest["config"]["discriminator"]
+    if config.get("projected_kind") == "vfmtok":
+        return {}  # its heads read other inputs than the reference's of the same names
+    rows = discriminator_rows(config["get_interm_feat"])
     return {to_reference_name(name, rows): value for name, value in load_file(folder / _OWN_DISCRIMINATOR).items()}
 
 

@@ -135,6 +135,15 @@ PROJECTED: Rows = [
     ("projected.backbone.vit", "dino.model.model"),
     *_below("projected.heads.{}", "heads.{}", HEAD),
 ]
+# VFMTok's file of its tokenizer holds the heads of its projected discriminator alone, the embedding's first.
+VFMTOK_HEAD: Rows = [
+    ("first.conv", "0.0"),
+    ("first.norm", "0.1"),
+    ("residual.conv", "1.fn.0"),
+    ("residual.norm", "1.fn.1"),
+    ("logits", "2"),
+]
+VFMTOK_DISCRIMINATOR: Rows = _below("projected.heads.{}", "heads.{}", VFMTOK_HEAD)
 
 # --- VFMTok ------------------------------------------------------------------------------------------------------
 

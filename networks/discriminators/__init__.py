@@ -1,1 +1,1 @@
-"""Discriminators: a StyleGAN-T projected discriminator on frozen features, and a three-scale PatchGAN."""
+"""Discriminators: projected ones on frozen features, a three-scale PatchGAN, and one in the manner of StyleGAN2."""

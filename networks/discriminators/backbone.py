@@ -52,14 +52,16 @@ class TappedViT(nn.Module):
 
     Args:
         kind: which one.
+        gelu: activation of its blocks: `gelu`, with which DINO was trained, or `gelu_tanh`, which approximates it.
     """
 
-    def __init__(self, kind: BackboneKind):
+    def __init__(self, kind: BackboneKind, gelu: str = "gelu"):
         super().__init__()
         import timm
 
         self.taps = kind.taps
-        self.vit = timm.create_model(kind.model, pretrained=False, **kind.options).eval().requires_grad_(False)
+        vit = timm.create_model(kind.model, pretrained=False, act_layer=gelu, **kind.options)
+        self.vit = vit.eval().requires_grad_(False)
         self.side = self.vit.patch_embed.img_size[0]
         self.channels = self.vit.embed_dim
 
@@ -82,6 +84,6 @@ class TappedViT(nn.Module):
         return [(x[:, 1:] + x[:, :1]).mT for x in [*tapped, embedding]]
 
 
-def empty_backbone(name: str) -> TappedViT:
+def empty_backbone(name: str, gelu: str = "gelu") -> TappedViT:
     """A backbone without its weights, on the current device (meta, to count)."""
-    return TappedViT(BACKBONES[name])
+    return TappedViT(BACKBONES[name], gelu)

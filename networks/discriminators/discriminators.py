@@ -9,14 +9,15 @@ from common.precision import full_precision
 from networks.config import DiscriminatorConfig
 from networks.discriminators.backbone import TappedViT
 from networks.discriminators.patchgan import PatchGAN
-from networks.discriminators.projected import ProjectedDiscriminator
+from networks.discriminators.projected import PROJECTED_KINDS, ProjectedDiscriminator
+from networks.discriminators.stylegan2 import StyleGAN2Discriminator
 from networks.interfaces import Verdict
 
 
 class Discriminators(nn.Module):
-    """The projected discriminator and the PatchGAN, as far as the configuration has them.
+    """The projected discriminator, the PatchGAN and the StyleGAN2-like one, as far as the configuration has them.
 
-    Both compute in fp32, as published, whatever the precision of the tokenizer, and also under autocast: their spectral
+    They compute in fp32, as published, whatever the precision of the tokenizer, and also under autocast: their spectral
     and batch norms divide by estimates, which rounding would disturb.
 
     Args:
@@ -24,19 +25,29 @@ class Discriminators(nn.Module):
         interpolation: how the projected discriminator resizes images, `bilinear` or `bicubic`.
         backbone: its frozen network; None without it.
         label_dim: width of the labels that it is conditioned on; 0 for none.
+        resolution: side of the images in pixels, which the StyleGAN2-like discriminator is built for.
     """
 
     def __init__(
-        self, config: DiscriminatorConfig, interpolation: str, backbone: TappedViT | None = None, label_dim: int = 0
+        self,
+        config: DiscriminatorConfig,
+        interpolation: str,
+        backbone: TappedViT | None = None,
+        label_dim: int = 0,
+        resolution: int | None = None,
     ):
         super().__init__()
-        self.projected, self.patchgan = None, None
+        self.projected, self.patchgan, self.stylegan2 = None, None, None
         if config.use_stylegan_t_discriminator:
             assert backbone is not None, "the projected discriminator stands on a backbone"
             policy = config.diffaug_policy if config.diffaug else ()
-            self.projected = ProjectedDiscriminator(backbone, interpolation, policy, config.p_crop, label_dim)
+            kind = PROJECTED_KINDS[config.projected_kind]
+            self.projected = ProjectedDiscriminator(kind, backbone, interpolation, policy, config.p_crop, label_dim)
         if config.use_patchgan_discriminator:
             self.patchgan = PatchGAN(config.get_interm_feat)
+        if config.use_stylegan2_discriminator:
+            assert resolution is not None, "the StyleGAN2-like discriminator is built for one image side"
+            self.stylegan2 = StyleGAN2Discriminator(resolution)
 
     def trainable_parts(self) -> nn.ModuleDict:
         """Everything but the frozen backbone."""
@@ -45,6 +56,8 @@ class Discriminators(nn.Module):
             parts["projected"] = nn.ModuleDict({"heads": self.projected.heads})
         if self.patchgan is not None:
             parts["patchgan"] = self.patchgan
+        if self.stylegan2 is not None:
+            parts["stylegan2"] = self.stylegan2
         return parts
 
     def forward(
@@ -74,4 +87,5 @@ class Discriminators(nn.Module):
             return Verdict(
                 projected=None if self.projected is None else self.projected(images, label, generator, update_norms),
                 patches=None if self.patchgan is None else self.patchgan(images),
+                whole=None if self.stylegan2 is None else self.stylegan2(images),
             )

@@ -1,4 +1,4 @@
-"""Heads of the projected discriminator (StyleGAN-T, arXiv 2301.09515)."""
+"""Heads of the projected discriminators (StyleGAN-T, arXiv 2301.09515)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LABEL_CHANNELS = 64
 class ConvBlock(nn.Module):
     """Leaky ReLU of the local batch norm of a spectrally normalised convolution that keeps the width."""
 
-    def __init__(self, channels: int, kernel_size: int):
+    def __init__(self, channels: int, kernel_size: int, norm_eps: float):
         super().__init__()
         self.conv = SpectralConv1d(channels, channels, kernel_size)
-        self.norm = LocalBatchNorm(channels)
+        self.norm = LocalBatchNorm(channels, norm_eps)
 
     def forward(self, x: Tensor, update_norms: bool) -> Tensor:
         return F.leaky_relu(self.norm(self.conv(x, update_norms)), LEAKY_SLOPE)
@@ -32,12 +32,13 @@ class DiscriminatorHead(nn.Module):
     Args:
         channels: width of the features.
         label_dim: width of the label; 0 for none.
+        norm_eps: added to the variance in the local batch norms.
     """
 
-    def __init__(self, channels: int, label_dim: int = 0):
+    def __init__(self, channels: int, label_dim: int = 0, norm_eps: float = 1e-5):
         super().__init__()
-        self.first = ConvBlock(channels, 1)
-        self.residual = ConvBlock(channels, KERNEL_SIZE)
+        self.first = ConvBlock(channels, 1, norm_eps)
+        self.residual = ConvBlock(channels, KERNEL_SIZE, norm_eps)
         self.logits = SpectralConv1d(channels, LABEL_CHANNELS if label_dim else 1, 1)
         self.label = FullyConnected(label_dim, LABEL_CHANNELS) if label_dim else None
 

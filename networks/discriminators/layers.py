@@ -63,11 +63,16 @@ class LocalBatchNorm(nn.Module):
     Mean and biased variance are those of the group's samples and positions, per channel; no running statistics. So the
     result of a sample depends on who shares its group, but not on the number of ranks.
 
+    Args:
+        channels: of the input.
+        eps: added to the variance.
+
     Raises: ShapeError if the batch cannot be cut into equal groups.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
@@ -83,5 +88,5 @@ class LocalBatchNorm(nn.Module):
         # Each group's channels stand side by side, so that one kernel normalises all groups.
         grouped = x.unflatten(0, (groups, batch // groups)).transpose(0, 1).flatten(1, 2)  # [B/G, G*C, ...]
         weight, bias = self.weight.repeat(groups), self.bias.repeat(groups)
-        y = F.batch_norm(grouped, None, None, weight, bias, training=True)
+        y = F.batch_norm(grouped, None, None, weight, bias, training=True, eps=self.eps)
         return y.unflatten(1, (groups, channels)).transpose(0, 1).flatten(0, 1)

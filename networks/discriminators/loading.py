@@ -20,11 +20,12 @@ from common.errors import CheckpointError, UserError
 from common.torch_file import read_torch_file
 from networks.checkpoint.fit import misfits
 from networks.checkpoint.folder import read_model_folder
-from networks.checkpoint.names import PROJECTED, discriminator_rows, to_own_name, to_reference_name
+from networks.checkpoint.names import PROJECTED, Rows, discriminator_rows, to_own_name, to_reference_name
 from networks.checkpoint.reference import read_reference
 from networks.config import DiscriminatorConfig
 from networks.discriminators.backbone import DINO_MODEL, TappedViT, empty_backbone
 from networks.discriminators.discriminators import Discriminators
+from networks.discriminators.projected import PROJECTED_KINDS
 
 log = logging.getLogger(__name__)
 
@@ -32,31 +33,43 @@ DISCRIMINATOR_FILE = "discriminators_raw.safetensors"  # of a run's checkpoint; 
 DINO_FILE = "dino_deitsmall16_pretrain.pth"
 _BACKBONE, _PATCHGAN = "projected.backbone.", "patchgan."
 _FILTER_GAIN = 2.0
+VFM_VAE_ROWS: Rows = (*discriminator_rows(keep_features=True), *discriminator_rows(keep_features=False))
 
 
 # --- building --------------------------------------------------------------------------------------------------
 
 
 def build_discriminators(
-    config: DiscriminatorConfig, interpolation: str, label_dim: int = 0, backbone: TappedViT | None = None
+    config: DiscriminatorConfig,
+    interpolation: str,
+    label_dim: int = 0,
+    backbone: TappedViT | None = None,
+    resolution: int | None = None,
 ) -> Discriminators:
     """The discriminators of a configuration: the frozen backbone with its weights, the rest as initialised.
 
     Args:
-        interpolation, label_dim: see `Discriminators`.
+        interpolation, label_dim, resolution: see `Discriminators`.
         backbone: the frozen backbone; None: the one that the configuration names.
 
     Raises: UserError if the backbone's weights are missing; CheckpointError if they are others.
     """
     if config.use_stylegan_t_discriminator and backbone is None:
         backbone = load_backbone(config)
-    return Discriminators(config, interpolation, backbone, label_dim)
+    return Discriminators(config, interpolation, backbone, label_dim, resolution)
 
 
-def empty_discriminators(config: DiscriminatorConfig, interpolation: str, label_dim: int = 0) -> Discriminators:
+def empty_discriminators(
+    config: DiscriminatorConfig, interpolation: str, label_dim: int = 0, resolution: int | None = None
+) -> Discriminators:
     """The same without the backbone's weights, on the current device (meta, to count); needs no file."""
-    backbone = empty_backbone(config.backbone) if config.use_stylegan_t_discriminator else None
-    return Discriminators(config, interpolation, backbone, label_dim)
+    backbone = bare_backbone(config) if config.use_stylegan_t_discriminator else None
+    return Discriminators(config, interpolation, backbone, label_dim, resolution)
+
+
+def bare_backbone(config: DiscriminatorConfig) -> TappedViT:
+    """The backbone that a configuration names, without its weights, on the current device."""
+    return empty_backbone(config.backbone, PROJECTED_KINDS[config.projected_kind].gelu)
 
 
 def load_backbone(config: DiscriminatorConfig) -> TappedViT:
@@ -65,7 +78,7 @@ def load_backbone(config: DiscriminatorConfig) -> TappedViT:
     Raises: UserError if DINO's file is missing; CheckpointError if it is not DINO ViT-S/16.
     """
     if config.backbone == "random_tiny":
-        backbone = empty_backbone(config.backbone)
+        backbone = bare_backbone(config)
         _randomize(backbone.vit)
         log.warning(
             "discriminator.backbone is random_tiny: the projected discriminator judges by %d random features instead "
@@ -74,7 +87,7 @@ def load_backbone(config: DiscriminatorConfig) -> TappedViT:
         )
         return backbone
     path = find_dino(config.dino_path)
-    return dino_backbone(read_dino(path), str(path))
+    return _with_weights(config, read_dino(path), str(path))
 
 
 def _randomize(vit: nn.Module) -> None:
@@ -139,10 +152,10 @@ def read_dino(path: Path) -> dict[str, Tensor]:
     return inside or dict(state)
 
 
-def dino_backbone(state: Mapping[str, Tensor], where: str) -> TappedViT:
+def _with_weights(config: DiscriminatorConfig, state: Mapping[str, Tensor], where: str) -> TappedViT:
     """DINO ViT-S/16 with these weights. Raises CheckpointError if they are not those of its architecture."""
     with torch.device("meta"):
-        backbone = empty_backbone("dino_vits16")
+        backbone = bare_backbone(config)
     if problems := misfits(backbone.vit.state_dict(), state):
         raise CheckpointError(f"{where}: not the weights of DINO ViT-S/16 (timm's {DINO_MODEL}): {problems}.")
     backbone.vit.load_state_dict({name: value.float().clone() for name, value in state.items()}, assign=True)
@@ -152,12 +165,14 @@ def dino_backbone(state: Mapping[str, Tensor], where: str) -> TappedViT:
 # --- weights ---------------------------------------------------------------------------------------------------
 
 
-def to_own_state(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Discriminators of a reference checkpoint under own names; both layouts of its PatchGAN are understood.
+def to_own_state(state: Mapping[str, Tensor], where: str, rows: Rows = VFM_VAE_ROWS) -> dict[str, Tensor]:
+    """Discriminators of a reference checkpoint under own names.
+
+    Args:
+        rows: the table. VFM-VAE's understands both layouts of its PatchGAN; VFMTok's is `VFMTOK_DISCRIMINATOR`.
 
     Raises: CheckpointError that names an entry which no table knows.
     """
-    rows = [*discriminator_rows(keep_features=True), *discriminator_rows(keep_features=False)]
     try:
         return {to_own_name(name, rows): value for name, value in state.items()}
     except KeyError as error:

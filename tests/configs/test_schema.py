@@ -168,6 +168,14 @@ KEYS = schema_keys(EXPERIMENTS["vfm_vae"])
             "decoder.use_multiscale_output=false",
             "losses.multiscale_pixel: needs decoder.use_multiscale_output: true, found false.",
         ),
+        (
+            "discriminator.projected_kind=vfmtok",
+            "discriminator.diffaug: true, but discriminator.projected_kind vfmtok sees images without augmentation;",
+        ),
+        (
+            "discriminator.use_stylegan2_discriminator=true",
+            "discriminator.use_stylegan2_discriminator: true, but only losses.vfmtok_gan of the system vfmtok uses it;",
+        ),
         ("training.init_kimg=20000", "training.total_kimg: found 20000, expected more than training.init_kimg 20000."),
     ],
 )

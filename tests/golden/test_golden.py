@@ -48,6 +48,7 @@ from tests.golden.check_vfmtok import (
     check_region_layers,
     check_tokenizer,
 )
+from tests.golden.check_vfmtok_discriminator import check_vfmtok_discriminator
 from tests.golden.check_vfmtok_losses import check_vfmtok_losses
 
 CHECKS = {
@@ -87,6 +88,7 @@ CHECKS = {
     "diffusion_transport": check_transport,
     "vfmtok_decode_transformer": check_decode_transformer,
     "vfmtok_deform_encoder": check_region_layers,
+    "vfmtok_dino_disc": check_vfmtok_discriminator,
     "vfmtok_losses": check_vfmtok_losses,
     "vfmtok_msda": check_deformable_attention,
     "vfmtok_pixel_decoder": check_pixel_decoder,
@@ -97,7 +99,6 @@ CHECKS = {
 }
 
 TO_COME = {
-    "vfmtok_dino_disc": "VFMTok",
     "vfmtok_gpt": "VFMTok",
     "vfmtok_sampling": "VFMTok",
 }

@@ -266,17 +266,12 @@ def test_images_seen_are_told_from_the_files_name(name, nimg):
     assert snapshot_nimg(Path("somewhere") / name) == nimg
 
 
-@pytest.mark.parametrize("keep_features", [False, True])
-def test_discriminators_of_a_run_are_written_by_the_names_of_the_reference(contents, config, tmp_path, keep_features):
+def write_run(folder: Path, contents, config, **options) -> int:
+    """A run's checkpoint with discriminators of these options; returns the number of their entries."""
     from networks.checkpoint.folder import encoder_facts, model_config_values, save_tensors
     from networks.discriminators.loading import empty_discriminators
 
-    options = DiscriminatorConfig(
-        use_stylegan_t_discriminator=True,
-        use_patchgan_discriminator=True,
-        get_interm_feat=keep_features,
-        backbone="random_tiny",
-    )
+    options = DiscriminatorConfig(use_stylegan_t_discriminator=True, backbone="random_tiny", **options)
     state = empty_discriminators(options, "bilinear").trainable_parts().state_dict()
 
     def fill(folder: Path) -> None:
@@ -285,9 +280,21 @@ def test_discriminators_of_a_run_are_written_by_the_names_of_the_reference(conte
         (folder / "config.json").write_text(json.dumps(model_config_values(config)))
 
     facts = {"nimg": 0, "encoder": encoder_facts(config, None), "config": {"discriminator": options.model_dump()}}
-    write_checkpoint(tmp_path / "checkpoint-000000000000", fill, facts)
-    written = folder_to_reference(tmp_path / "checkpoint-000000000000", tmp_path)
-    assert written.discriminator == len(state)
+    write_checkpoint(folder, fill, facts)
+    return len(state)
+
+
+def test_heads_of_vfmtok_are_not_passed_off_as_those_of_the_reference(contents, config, tmp_path):
+    folder = tmp_path / "checkpoint-000000000000"
+    write_run(folder, contents, config, projected_kind="vfmtok", diffaug=False)
+    assert folder_to_reference(folder, tmp_path).discriminator == 0
+
+
+@pytest.mark.parametrize("keep_features", [False, True])
+def test_discriminators_of_a_run_are_written_by_the_names_of_the_reference(contents, config, tmp_path, keep_features):
+    folder = tmp_path / "checkpoint-000000000000"
+    count = write_run(folder, contents, config, use_patchgan_discriminator=True, get_interm_feat=keep_features)
+    assert folder_to_reference(folder, tmp_path).discriminator == count
     found = torch.load(tmp_path / "network-snapshot-00000000.pth", weights_only=True)["D"]
     expected = (
         ENTRIES["discriminator"]

@@ -179,7 +179,7 @@ def test_the_phase_of_the_discriminators_is_timed_and_is_part_of_the_step(values
 
 def test_a_backbone_whose_file_is_not_here_is_random_and_a_wrong_file_an_error(values, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("trainer.benchmark.empty_backbone", lambda name: empty_backbone("random_tiny"))  # a fast one
+    monkeypatch.setattr("trainer.benchmark.bare_backbone", lambda config: empty_backbone("random_tiny"))  # a fast one
     values["losses"] = {"stylegan_t": {"weight": 1.0}}
     values["discriminator"] = {"use_stylegan_t_discriminator": True}
     record = run(values, tmp_path)

@@ -45,6 +45,7 @@ class Adversary:
         seed: of their initial weights.
         device: where they live.
         backbone: their frozen network; None: the one that the configuration names.
+        resolution: side of the images; the StyleGAN2-like discriminator is built for it.
 
     Raises: UserError if the weights of their frozen backbone are missing.
     """
@@ -61,11 +62,14 @@ class Adversary:
         seed: int,
         device: torch.device,
         backbone: TappedViT | None = None,
+        resolution: int | None = None,
     ):
         self.config, self.objective, self.warmup = config, objective, warmup
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed_seed(seed, "initial weights of the discriminators"))
-            self.discriminators = build_discriminators(config, interpolation, label_dim, backbone).to(device)
+            self.discriminators = build_discriminators(config, interpolation, label_dim, backbone, resolution).to(
+                device
+            )
         projected = self.discriminators.projected
         self.backbone_sha256 = None if projected is None else weights_fingerprint(projected.backbone.state_dict())
         self.judge = distribute(_Judge(self.discriminators))

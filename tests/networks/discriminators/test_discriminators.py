@@ -12,12 +12,14 @@ from common.errors import ShapeError
 from networks.config import DiscriminatorConfig
 from networks.discriminators.discriminators import Discriminators
 from networks.discriminators.loading import build_discriminators, load_backbone
+from networks.discriminators.stylegan2 import StyleGAN2Discriminator
 
 
-def tiny(label_dim: int = 0, **options) -> Discriminators:
+def tiny(label_dim: int = 0, resolution: int | None = None, **options) -> Discriminators:
     defaults = {"use_stylegan_t_discriminator": True, "backbone": "random_tiny"}
     torch.manual_seed(0)
-    return build_discriminators(DiscriminatorConfig(**(defaults | options)), "bilinear", label_dim)
+    config = DiscriminatorConfig(**(defaults | options))
+    return build_discriminators(config, "bilinear", label_dim, resolution=resolution)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -55,6 +57,8 @@ def test_shapes_of_a_verdict() -> None:
     assert verdict.projected is None
     assert [[x.shape[1] for x in outputs] for outputs in verdict.patches] == [[1], [1], [1]]
     assert tiny()(images).patches is None
+    verdict = tiny(use_stylegan_t_discriminator=False, use_stylegan2_discriminator=True, resolution=64)(images)
+    assert [list(logits.shape) for logits in verdict.logits()] == [[2, 1]]
 
 
 def test_the_same_weights_answer_with_and_without_intermediate_features() -> None:
@@ -134,6 +138,90 @@ def test_verdicts_are_computed_in_fp32_also_under_autocast() -> None:
             found = model(images)
     assert all(logits.dtype == torch.float32 for logits in found.logits())
     assert all(torch.equal(one, two) for one, two in zip(found.logits(), expected.logits(), strict=True))
+
+
+# --- VFMTok's projected discriminator --------------------------------------------------------------------------------
+
+
+VFMTOK = {"projected_kind": "vfmtok", "diffaug": False}
+
+
+def pixels_seen(model: Discriminators, images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """What the backbone gets, back in [-1, 1]."""
+    seen = []
+    hook = model.projected.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(images, generator=generator)
+    hook.remove()
+    return (seen[0] * model.projected.pixel_std + model.projected.pixel_mean) * 2 - 1
+
+
+@pytest.mark.parametrize(("side", "mode"), [(48, "bicubic"), (64, None), (96, "area"), (128, "area")])
+def test_vfmtok_averages_larger_images_and_enlarges_smaller_ones_bicubically(side: int, mode: str | None) -> None:
+    model, images = tiny(**VFMTOK, p_crop=0.0), torch.rand(1, 3, side, side) * 2 - 1
+    expected = images
+    if mode:
+        expected = F.interpolate(images, 64, mode=mode, **({} if mode == "area" else {"align_corners": False}))
+    assert torch.allclose(pixels_seen(model, images, seeded(0)), expected, atol=1e-5)
+
+
+def test_vfmtok_crops_half_of_the_larger_batches() -> None:
+    model, images = tiny(**VFMTOK), torch.rand(1, 3, 80, 80) * 2 - 1
+    whole = pixels_seen(model, images, None)
+    cropped = sum(not torch.allclose(pixels_seen(model, images, seeded(seed)), whole) for seed in range(100))
+    assert 35 <= cropped <= 65
+
+
+def test_vfmtok_reads_the_embedding_first_through_a_backbone_with_the_approximate_gelu() -> None:
+    kinds = {kind: tiny(projected_kind=kind, diffaug=False) for kind in ("stylegan_t", "vfmtok")}
+    read = {kind: [] for kind in kinds}
+    for kind, model in kinds.items():
+        for head in model.projected.heads:
+            head.register_forward_pre_hook(lambda _, inputs, kind=kind: read[kind].append(inputs[0]))
+        with torch.no_grad():
+            model(torch.rand(1, 3, 64, 64, generator=seeded(0)) * 2 - 1)
+    *of_blocks, embedding = read["stylegan_t"]
+    assert torch.equal(read["vfmtok"][0], embedding)
+    for exact, approximate in zip(of_blocks, read["vfmtok"][1:], strict=True):
+        assert 0 < (exact - approximate).abs().max() < 0.05
+    assert {kind: {head.first.norm.eps for head in m.projected.heads} for kind, m in kinds.items()} == {
+        "stylegan_t": {1e-5},
+        "vfmtok": {1e-6},
+    }
+
+
+# --- the StyleGAN2-like discriminator --------------------------------------------------------------------------------
+
+
+def test_stylegan2_reaches_four_pixels_from_any_side() -> None:
+    with torch.device("meta"):
+        nets = {side: StyleGAN2Discriminator(side) for side in (4, 8, 32, 48, 256, 336, 512)}
+    widths = {side: [net.stem.out_channels, *(b.down.out_channels for b in net.blocks)] for side, net in nets.items()}
+    assert widths == {
+        4: [512],
+        8: [512, 512],
+        32: [512] * 4,
+        48: [256, *[512] * 3],
+        256: [64, 128, 256, *[512] * 4],
+        336: [64, 128, 256, *[512] * 4],
+        512: [32, 64, 128, 256, *[512] * 4],
+    }
+    for side, net in nets.items():
+        assert net(torch.empty(2, 3, side, side, device="meta")).shape == (2, 1)
+
+
+def test_every_weight_of_stylegan2_learns_and_every_pixel_counts() -> None:
+    torch.manual_seed(0)
+    net, images = StyleGAN2Discriminator(20), torch.randn(2, 3, 20, 20).requires_grad_()
+    net(images).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in net.parameters())
+    assert (images.grad.abs().sum(1) > 0).all()
+
+
+def test_stylegan2_refuses_another_side() -> None:
+    with torch.device("meta"):
+        net = StyleGAN2Discriminator(16)
+    with pytest.raises(ShapeError, match=r"found images \[1, 3, 8, 8\], expected a side of 16 pixels"):
+        net(torch.zeros(1, 3, 8, 8))
 
 
 # --- the random backbone -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import CheckpointError, UserError
-from networks.checkpoint.names import discriminator_rows, to_own_name, to_reference_name
+from networks.checkpoint.names import VFMTOK_DISCRIMINATOR, discriminator_rows, to_own_name, to_reference_name
 from networks.config import DiscriminatorConfig
 from networks.discriminators.loading import (
     build_discriminators,
@@ -53,6 +53,22 @@ def test_every_entry_of_the_reference_has_one_own_name_and_the_same_shape(varian
     assert {to_reference_name(name, rows) for name in own} == set(shapes)
     assert sum(p.numel() for p in model.parameters()) == ENTRIES[variant]["parameters"]
     assert sum(p.numel() for p in model.trainable_parts().parameters()) == ENTRIES[variant]["trainable"]
+
+
+def test_the_heads_of_vfmtok_have_one_name_each_here_and_there() -> None:
+    config = DiscriminatorConfig(use_stylegan_t_discriminator=True, projected_kind="vfmtok", diffaug=False)
+    with torch.device("meta"):
+        own = empty_discriminators(config, "bilinear").trainable_parts().state_dict()
+    there = {to_reference_name(name, VFMTOK_DISCRIMINATOR): name for name in own}
+    assert {to_own_name(name, VFMTOK_DISCRIMINATOR): name for name in there} == {a: b for b, a in there.items()}
+    spectral, norm = ("weight_orig", "bias", "weight_u", "weight_v"), ("weight", "bias")
+    assert set(there) == {
+        f"heads.{i}.{layer}.{leaf}"
+        for i in range(5)
+        for layer, leaves in (("0.0", spectral), ("0.1", norm), ("1.fn.0", spectral), ("1.fn.1", norm), ("2", spectral))
+        for leaf in leaves
+    }
+    assert there["heads.4.1.fn.0.weight_orig"] == "projected.heads.4.residual.conv.weight_orig"
 
 
 # --- DINO ----------------------------------------------------------------------------------------------------------
@@ -226,6 +242,19 @@ def test_heads_of_another_frozen_backbone_are_refused() -> None:
     state["projected.backbone.vit.cls_token"] += 1
     with pytest.raises(CheckpointError, match="trained on another frozen backbone than the one here"):
         load_discriminator_weights(model, state, "file")
+
+
+def test_the_heads_of_a_vfmtok_file_are_loaded_strictly() -> None:
+    model, other = (tiny(projected_kind="vfmtok", diffaug=False) for _ in range(2))
+    own = model.trainable_parts().state_dict()
+    file = {to_reference_name(name, VFMTOK_DISCRIMINATOR): value for name, value in own.items()}
+    load_discriminator_weights(other, to_own_state(file, "file", VFMTOK_DISCRIMINATOR), "file")
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in own.items())
+    file.pop("heads.4.2.bias")
+    with pytest.raises(CheckpointError, match=r"1 missing, e\.g\. projected\.heads\.4\.logits\.bias"):
+        load_discriminator_weights(other, to_own_state(file, "file", VFMTOK_DISCRIMINATOR), "file")
+    with pytest.raises(CheckpointError, match=r"'heads\.0\.cls\.bias' is not one of the reference's discriminators"):
+        to_own_state({"heads.0.cls.bias": torch.zeros(1)}, "file", VFMTOK_DISCRIMINATOR)
 
 
 def test_an_unknown_entry_is_named() -> None:
