@@ -9,7 +9,7 @@ from common.config import Relation, StrictModel
 from configs.experiment import COMMON_RELATIONS, Experiment, micro_batches
 from configs.losses import enabled_losses
 from evaluation.config import FRECHET_METRICS
-from networks.config import LOCAL_BATCH, TokenizerConfig, local_groups
+from networks.config import DISCRIMINATOR_RELATIONS, LOCAL_BATCH, TokenizerConfig, local_groups
 
 if TYPE_CHECKING:
     from data.config import DataConfig
@@ -86,6 +86,7 @@ TOKENIZER_TRAINING_RELATIONS: tuple[Relation, ...] = (
     Relation(("data.cls_to_text_path", "data.label_type"), _cls2text_needs_table),
     _folders_only("max_size"),
     _folders_only("xflip"),
+    *DISCRIMINATOR_RELATIONS,
     Relation(("discriminator.dino_path", "discriminator.backbone"), _dino_path_is_used),
     Relation(("training.batch_size", "training.accumulate_gradients"), _micro_batch_fits_local_norm),
     Relation(("validation.best_metric", "validation.perceptual", "validation.frechet"), _best_metric_is_measured),

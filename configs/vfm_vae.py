@@ -17,7 +17,6 @@ from configs.tokenizer import TOKENIZER_TRAINING_RELATIONS, TokenizerExperiment
 from data.config import DataConfig
 from evaluation.config import ValidationConfig
 from networks.config import (
-    DISCRIMINATOR_RELATIONS,
     EQUIVARIANCE_SCALES,
     DecoderConfig,
     DiscriminatorConfig,
@@ -207,7 +206,6 @@ RELATIONS: tuple[Relation, ...] = (
     switch_is_used("use_stylegan_t_discriminator", ("stylegan_t", "matching_aware")),
     switch_is_used("use_patchgan_discriminator", ("patchgan", "feature_matching")),
     Relation(("discriminator.use_stylegan2_discriminator",), _stylegan2_belongs_to_vfmtok),
-    *DISCRIMINATOR_RELATIONS,
     Relation(("losses.matching_aware.weight", "decoder.conditional"), _matching_aware_needs_labels),
     Relation(("losses.clip.weight", "data.label_type"), _clip_needs_texts),
     _warmup_waits_for("stylegan_t", ("l1_pixel", "l2_pixel")),
