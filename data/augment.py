@@ -1,12 +1,13 @@
 """Image transforms: small named operations on [H, W, 3] uint8 pixels, composed in order.
 
 Random draws come from the `random.Random` that is passed in, so that a sample's augmentation depends on its position
-alone. The published transform is `RandomSquareCrop` then `RandomHorizontalFlip`; without augmentation it is
-`CenterSquareCrop`.
+alone. The published transform of VFM-VAE is `RandomSquareCrop` then `RandomHorizontalFlip`; without augmentation it is
+`CenterSquareCrop`. VFMTok has ADM's crops (Dhariwal and Nichol 2021) in their place.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ Op = Callable[[np.ndarray, random.Random], np.ndarray]
 
 def resize(pixels: np.ndarray, resolution: int) -> np.ndarray:
     """Resize to resolution x resolution with PIL's Lanczos filter, [H, W, 3] -> [R, R, 3] uint8."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS))
+    return np.asarray(_image(pixels).resize((resolution, resolution), Image.Resampling.LANCZOS))
+
+
+def _image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def center_square_crop(pixels: np.ndarray, resolution: int) -> np.ndarray:
@@ -29,6 +33,21 @@ def center_square_crop(pixels: np.ndarray, resolution: int) -> np.ndarray:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return resize(pixels[top : top + side, left : left + side], resolution)
+
+
+def adm_resize(image: Image.Image, shorter: int) -> Image.Image:
+    """Bring the shorter side to `shorter`: halve (box filter) while it is twice that or more, then bicubic."""
+    while min(image.size) >= 2 * shorter:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = shorter / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+def adm_crop(image: Image.Image, resolution: int) -> np.ndarray:
+    """The centre crop of ADM: `adm_resize`, then the centre square, uint8 [R, R, 3]."""
+    image = adm_resize(image, resolution)
+    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
+    return np.asarray(image)[top : top + resolution, left : left + resolution]
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,37 @@ class RandomSquareCrop:
         top = draws.randint(0, height - side)
         left = draws.randint(0, width - side)
         return resize(pixels[top : top + side, left : left + side], self.resolution)
+
+
+@dataclass(frozen=True)
+class CenterADMCrop:
+    """`adm_crop` as an operation; draws nothing."""
+
+    resolution: int
+
+    def __call__(self, pixels: np.ndarray, draws: random.Random) -> np.ndarray:
+        return adm_crop(_image(pixels), self.resolution)
+
+
+@dataclass(frozen=True)
+class RandomADMCrop:
+    """`adm_resize` to a random shorter side R / max_crop_frac .. R / min_crop_frac, then a random square of side R.
+
+    So the square covers min_crop_frac to max_crop_frac of the shorter side. Draws, in this order: the shorter side, the
+    top, the left.
+    """
+
+    resolution: int
+    min_crop_frac: float = 0.8
+    max_crop_frac: float = 1.0
+
+    def __call__(self, pixels: np.ndarray, draws: random.Random) -> np.ndarray:
+        smallest, largest = (math.ceil(self.resolution / share) for share in (self.max_crop_frac, self.min_crop_frac))
+        resized = np.asarray(adm_resize(_image(pixels), draws.randint(smallest, largest)))
+        height, width = resized.shape[:2]
+        top = draws.randint(0, height - self.resolution)
+        left = draws.randint(0, width - self.resolution)
+        return resized[top : top + self.resolution, left : left + self.resolution]
 
 
 @dataclass(frozen=True)
@@ -112,13 +162,19 @@ class Compose:
         return pixels
 
 
-def training_transform(resolution: int, data_augmentation: bool, color_augmentation: bool) -> Compose:
+RANDOM_CROPS = {"square": RandomSquareCrop, "adm": RandomADMCrop}
+CENTER_CROPS = {"square": CenterSquareCrop, "adm": CenterADMCrop}
+
+
+def training_transform(
+    resolution: int, data_augmentation: bool, color_augmentation: bool, crop: str = "square"
+) -> Compose:
     """The transform that a `DataConfig` asks for."""
     ops: list[Op] = []
     if data_augmentation:
-        ops += [RandomSquareCrop(resolution), RandomHorizontalFlip()]
+        ops += [RANDOM_CROPS[crop](resolution), RandomHorizontalFlip()]
     else:
-        ops += [CenterSquareCrop(resolution)]
+        ops += [CENTER_CROPS[crop](resolution)]
     if color_augmentation:
         ops += [RandomColors()]
     return Compose(tuple(ops))

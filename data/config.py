@@ -25,7 +25,12 @@ class DataConfig(StrictModel):
     filter_keys_path: str | None = Field(
         None, description="List of sample keys to keep: .txt, .json, or a .pkl of a list of strings."
     )
-    data_augmentation: bool = Field(True, description="Random square crop and horizontal flip; else a centre crop.")
+    data_augmentation: bool = Field(True, description="Random crop and horizontal flip; else a centre crop.")
+    crop: Literal["square", "adm"] = Field(
+        "square",
+        description="square: a random half to all of the shorter side, or the largest square. adm: those of ADM, a "
+        "random 0.8 to all of it, or its centre crop.",
+    )
     color_augmentation: bool = Field(
         False, description="Random channel permutation, inversion, gain and offset (small data sets)."
     )

@@ -109,7 +109,9 @@ class MicroBatches(Dataset):
         self._seed = seed
         self._size = size
         self._announced: list[int] = []
-        self._transform = training_transform(config.resolution, config.data_augmentation, config.color_augmentation)
+        self._transform = training_transform(
+            config.resolution, config.data_augmentation, config.color_augmentation, config.crop
+        )
 
     def __getitem__(self, start: int) -> Batch | DataError:
         """The micro-batch that starts at a position; an error is returned, for the main process to raise."""

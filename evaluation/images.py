@@ -21,6 +21,7 @@ from common import distributed
 from common.errors import DataError
 from common.files import write_atomically
 from common.registry import Registry
+from data.augment import adm_crop
 from data.config import DataConfig
 from data.decode import IMAGE_EXTENSIONS, decode_image
 from data.listing import list_files
@@ -213,16 +214,6 @@ def torchvision_crop(image: Image.Image, resolution: int) -> np.ndarray:
     """Short side to `resolution` (bilinear, antialiased), then the centre square: uint8 [R, R, 3]."""
     resized = tv.resize(image, resolution, InterpolationMode.BILINEAR)
     return np.asarray(tv.center_crop(resized, resolution))
-
-
-def adm_crop(image: Image.Image, resolution: int) -> np.ndarray:
-    """The centre crop of ADM: halve (box) while twice too large, then bicubic, then the centre: uint8 [R, R, 3]."""
-    while min(image.size) >= 2 * resolution:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = resolution / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
-    return np.asarray(image)[top : top + resolution, left : left + resolution]
 
 
 CROPS: Registry = Registry("crop", {"torchvision": torchvision_crop, "adm": adm_crop})

@@ -9,13 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from data.augment import (
+    CenterADMCrop,
     CenterSquareCrop,
+    RandomADMCrop,
     RandomColors,
     RandomHorizontalFlip,
     RandomSquareCrop,
+    adm_crop,
+    adm_resize,
     center_square_crop,
     training_transform,
 )
@@ -48,8 +53,52 @@ def test_without_augmentation_nothing_is_drawn():
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (2, 2)])
 def test_tiny_images_are_cropped_and_enlarged(shape):
     for seed in range(5):
-        for crop in (RandomSquareCrop(8), CenterSquareCrop(8)):
+        for crop in (RandomSquareCrop(8), CenterSquareCrop(8), RandomADMCrop(8), CenterADMCrop(8)):
             assert crop(pixels_of("a", *shape), random.Random(seed)).shape == (8, 8, 3)
+
+
+class Recorder(random.Random):
+    """Remembers the bounds of the draws, and gives what it is told."""
+
+    def __init__(self, *answers: int):
+        super().__init__(0)
+        self.answers, self.bounds = list(answers), []
+
+    def randint(self, low: int, high: int) -> int:
+        self.bounds.append((low, high))
+        return self.answers.pop(0)
+
+
+def test_random_adm_crop_draws_the_shorter_side_then_a_place():
+    image = pixels_of("a", 60, 90)
+    draws = Recorder(22, 2, 11)
+    found = RandomADMCrop(20)(image, draws)
+    halved = Image.fromarray(image).resize((45, 30), Image.Resampling.BOX)  # 60 >= 2 * 22, 30 is not
+    resized = np.asarray(halved.resize((33, 22), Image.Resampling.BICUBIC))
+    assert draws.bounds == [(20, 25), (0, 2), (0, 13)]
+    assert np.array_equal(found, resized[2:22, 11:31])
+
+
+def test_adm_shorter_sides_are_those_of_the_published_resolution():
+    draws = Recorder(420, 84, 84)
+    RandomADMCrop(336)(pixels_of("a", 20, 20), draws)
+    assert draws.bounds == [(336, 420), (0, 84), (0, 84)]
+
+
+@pytest.mark.parametrize(
+    ("size", "shorter", "expected"), [((100, 64), 32, (50, 32)), ((99, 63), 32, (50, 32)), ((7, 5), 10, (14, 10))]
+)
+def test_adm_resize_halves_only_what_is_twice_too_large_and_rounds(size, shorter, expected):
+    assert adm_resize(Image.new("RGB", size), shorter).size == expected
+
+
+def test_adm_crops_replace_the_square_ones_and_the_flip_stays():
+    image = pixels_of("a", 40, 50)
+    plain = training_transform(16, data_augmentation=False, color_augmentation=False, crop="adm")
+    assert np.array_equal(plain(image, random.Random(0)), adm_crop(Image.fromarray(image), 16))
+    random_crop = training_transform(16, data_augmentation=True, color_augmentation=False, crop="adm")
+    assert random_crop.ops == (RandomADMCrop(16), RandomHorizontalFlip())
+    assert plain.ops == (CenterADMCrop(16),)
 
 
 def test_flip_mirrors_half_of_the_images():

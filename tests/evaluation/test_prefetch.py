@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 
 from common.errors import DataError, UserError
 from common.files import sha256_of
+from data.augment import adm_crop
 from data.latents import LatentDataset
 from data.name_tensors import unpack_names
 from data.reg_latents import open_reg
-from evaluation.images import adm_crop, to_tensor
+from evaluation.images import to_tensor
 from evaluation.posterior import encode_images
 from evaluation.prefetch import reg, shard_files
 from evaluation.prefetch.lightningdit import LightningDiTFormat

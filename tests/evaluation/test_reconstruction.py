@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 
 from common.errors import DataError, ShapeError, UserError
 from common.value_range import uint8_to_unit, unit_to_uint8
+from data.augment import adm_crop
 from data.write_shards import NewSample, write_shards
-from evaluation.images import adm_crop, list_images, open_images, torchvision_crop
+from evaluation.images import list_images, open_images, torchvision_crop
 from evaluation.reconstruction import Protocol, reconstruct_folder, reconstruct_share
 from networks.fingerprint import weights_fingerprint
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from common.registry import import_object
 from common.resize import resize_images
 from common.value_range import uint8_to_unit
+from data.augment import adm_crop
 from evaluation.alignment.cka import cka_terms
 from evaluation.alignment.cknna import cknna_terms
 from evaluation.alignment.features import FeatureSet
@@ -20,7 +21,7 @@ from evaluation.alignment.scores import Scoring, score_matrix
 from evaluation.alignment.se_cknna import Aggregation, SeScores, score_conditions
 from evaluation.alignment.spaces import FeatureSpace
 from evaluation.alignment.transforms import ImageTransform, add_noise, apply_transform, draw_transform
-from evaluation.images import adm_crop, torchvision_crop
+from evaluation.images import torchvision_crop
 from networks.encoders.base import VisionEncoder
 from tests.golden.cases import Case
 
