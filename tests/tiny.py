@@ -196,6 +196,35 @@ def tiny_values(encoder: Path, data: Path, run_dir: Path) -> dict[str, Any]:
     }
 
 
+def tiny_vfmtok_values(encoder: Path, data: Path, run_dir: Path) -> dict[str, Any]:
+    """A configuration of VFMTok in small: 16 tokens of 48 codes for images of 32 pixels."""
+    return {
+        "system": "vfmtok",
+        "run": {"run_dir": str(run_dir), "random_seed": 3, "device": "cpu"},
+        "data": {"path": str(data), "resolution": 32, "workers": 0},
+        "encoder": {
+            "vfm_name": str(encoder),
+            "scale_factor": 1.0,
+            "patch_from_layers": [0, 2, -1],
+            "patch_in_dimensions": [32, 32, 32],
+        },
+        "region_encoder": {"width": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "num_points": 2, "num_tokens": 16},
+        "codebook": {"vocab_size": 48, "vocab_width": 6},
+        "decode_transformer": {"depth": 2, "heads": 4, "mlp_dim": 48, "num_register_tokens": 2},
+        "pixel_decoder": {"channels": 32, "multipliers": [1, 1, 2]},
+        "losses": {
+            "l2_pixel": {"weight": 2.0},
+            "vq": {"weight": 1.0},
+            "entropy": {"weight": 0.1},
+            "semantic": {"weight": 1.0},
+        },
+        "optimizer": {"generator": {"lr": 1e-3}},
+        "training": {"batch_size": 4, "total_kimg": 0.024, "kimg_per_tick": 0.008, "ema_decay": 0.9},
+        "checkpoint": {"network_snapshot_ticks": 1},
+        "logging": {"image_snapshot_ticks": None},
+    }
+
+
 def write_config(values: dict[str, Any], path: Path) -> Path:
     """Write a configuration as YAML."""
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

@@ -12,11 +12,12 @@ import torch
 
 from common.config import Source
 from configs.schema import check
+from configs.tokenizer import TokenizerExperiment
 from configs.vfm_vae import VFMVAEExperiment
 from data.pipeline import TrainingData
 from tests.tiny import tiny_values
+from trainer.launch import system_class
 from trainer.metrics import read_log
-from trainer.systems.vfm_vae import VFMVAESystem
 from trainer.trainer import Trainer
 
 
@@ -43,7 +44,7 @@ def make_config(tiny_encoder, tiny_data, tmp_path) -> Callable[..., VFMVAEExperi
     return make
 
 
-def build_trainer(config: VFMVAEExperiment) -> Trainer:
+def build_trainer(config: TokenizerExperiment) -> Trainer:
     """A trainer on this process alone."""
     device = torch.device("cpu")
     accumulate = config.training.accumulate_gradients
@@ -54,11 +55,11 @@ def build_trainer(config: VFMVAEExperiment) -> Trainer:
         config.training.batch_size // accumulate,
         accumulate=accumulate,
     )
-    return Trainer(config, VFMVAESystem(config, device), data, device)
+    return Trainer(config, system_class(config)(config, device), data, device)
 
 
 @pytest.fixture
-def trainer_of() -> Callable[[VFMVAEExperiment], Trainer]:
+def trainer_of() -> Callable[[TokenizerExperiment], Trainer]:
     return build_trainer
 
 
