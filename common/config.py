@@ -282,6 +282,22 @@ def violations(config: StrictModel, relations: Iterable[Relation], spoilt: Itera
     return problems
 
 
+def require_consistent(config: StrictModel, relations: Iterable[Relation]) -> None:
+    """Raise ConfigError that lists the relations which a configuration breaks."""
+    if problems := violations(config, relations):
+        raise ConfigError("\n".join(map(str, problems)))
+
+
+def in_section(name: str, relations: Iterable[Relation]) -> list[Relation]:
+    """The same relations in a configuration that has what they are about as its section `name`."""
+
+    def moved(relation: Relation) -> Relation:
+        keys = tuple(f"{name}.{key}" for key in relation.keys)
+        return Relation(keys, lambda whole: relation.check(getattr(whole, name)))
+
+    return [moved(relation) for relation in relations]
+
+
 def report(source: Source, problems: Sequence[Problem]) -> str:
     """All problems as one text, each with the key's name in a translated file, and the file that gave it."""
     count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"

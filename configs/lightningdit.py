@@ -6,13 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from common.config import Relation
+from common.config import Relation, in_section
 from configs.diffusion import DiffusionExperiment
 from configs.experiment import COMMON_RELATIONS
 from data.config import LightningDiTDataConfig
 from evaluation.diffusion.config import LightningDiTSamplingConfig
 from losses.config import TRANSPORT_RELATIONS, TransportConfig
-from networks.diffusion.config import LIGHTNINGDIT_RELATIONS, LightningDiTConfig, in_section
+from networks.diffusion.config import LIGHTNINGDIT_RELATIONS, LightningDiTConfig
 from trainer.config import (
     CheckpointConfig,
     DiffusionAdamConfig,

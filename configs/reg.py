@@ -6,13 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from common.config import Relation
+from common.config import Relation, in_section
 from configs.diffusion import DiffusionExperiment
 from configs.experiment import COMMON_RELATIONS
 from data.config import REGDataConfig
 from evaluation.diffusion.config import REG_SAMPLING_RELATIONS, REGSamplingConfig
 from losses.config import REGLossConfig
-from networks.diffusion.config import REG_RELATIONS, REGSiTConfig, TargetConfig, in_section
+from networks.diffusion.config import REG_RELATIONS, REGSiTConfig, TargetConfig
 from trainer.config import (
     CheckpointConfig,
     DiffusionAdamConfig,

@@ -7,15 +7,14 @@ images.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from common.config import Relation, StrictModel, violations
-from common.errors import ConfigError
-from common.registry import closest
+from common.config import Relation, StrictModel
+from networks.sizes import NamedSizeConfig, size_keys
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,11 @@ SIT_SIZES = MappingProxyType(
 )
 
 
-class TransformerConfig(StrictModel):
+class TransformerConfig(NamedSizeConfig[Size]):
     """What both diffusion transformers have: the latents, the size and the classes."""
 
-    SIZES: ClassVar[Mapping[str, Size]]
+    SIZE: ClassVar = Size
 
-    model_type: str | None = Field(None, description="Named size; null: the four keys of the size are given.")
     patch_size: PositiveInt | None = Field(None, description="Side of a patch of the latent; null: by model_type.")
     hidden_size: PositiveInt | None = Field(None, description="Width of the tokens; null: by model_type.")
     depth: PositiveInt | None = Field(None, description="Number of blocks; null: by model_type.")
@@ -61,17 +59,6 @@ class TransformerConfig(StrictModel):
         0.1, ge=0, lt=1, description="How often training replaces a label by the null class; 0: there is none."
     )
     use_checkpoint: bool = Field(False, description="Compute activations of each block twice instead of keeping them.")
-
-    def size(self) -> Size:
-        """The size, by its name or its keys.
-
-        Raises: ConfigError if it is not known.
-        """
-        if problem := _size_problem(self):
-            raise ConfigError(f"model_type: {problem}")
-        if self.model_type is not None:
-            return self.SIZES[self.model_type]
-        return Size(**{field.name: getattr(self, field.name) for field in fields(Size)})
 
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of the latents."""
@@ -121,36 +108,14 @@ class TargetConfig(StrictModel):
 # --- relations between keys ------------------------------------------------------------------------------------------
 
 
-def _size_problem(c: TransformerConfig) -> str | None:
-    given = {field.name: getattr(c, field.name) for field in fields(Size)}
-    if c.model_type is None:
-        missing = [name for name, value in given.items() if value is None]
-        if missing:
-            return f"gives no size, and neither do the keys {', '.join(missing)}; name a size or give all four."
-        return None
-    if c.model_type not in c.SIZES:
-        return (
-            f"found {c.model_type!r}. Closest: {closest(c.model_type, c.SIZES)}. Known: {', '.join(c.SIZES)}; null "
-            "takes the size from its four keys."
-        )
-    named = c.SIZES[c.model_type]
-    for name, value in given.items():
-        if value not in (None, getattr(named, name)):
-            return (
-                f"{c.model_type} has {name} {getattr(named, name)}, but {name} is {value}; leave that key out, or set "
-                "model_type to null and give all four keys of the size."
-            )
-    return None
-
-
 def _patches_cover_latent(c: TransformerConfig) -> str | None:
-    if _size_problem(c) is None and c.input_size % c.size().patch_size:
+    if c.size_problem() is None and c.input_size % c.size().patch_size:
         return f"{c.input_size} is no multiple of the patch size {c.size().patch_size}."
     return None
 
 
 def _width_divides(c: TransformerConfig) -> str | None:
-    if _size_problem(c):
+    if c.size_problem():
         return None
     width, heads = c.size().hidden_size, c.size().num_heads
     if width % heads:
@@ -161,39 +126,23 @@ def _width_divides(c: TransformerConfig) -> str | None:
 
 
 def _heads_turn(c: LightningDiTConfig) -> str | None:
-    if _size_problem(c) or _width_divides(c) or not c.use_rope:
+    if c.size_problem() or _width_divides(c) or not c.use_rope:
         return None
     head = c.size().hidden_size // c.size().num_heads
     return f"needs heads of a multiple of 4 channels; hidden_size / num_heads is {head}." if head % 4 else None
 
 
 def _alignment_is_inside(c: REGSiTConfig) -> str | None:
-    if _size_problem(c) or c.encoder_depth <= c.size().depth:
+    if c.size_problem() or c.encoder_depth <= c.size().depth:
         return None
     return f"{c.encoder_depth} is more than the {c.size().depth} blocks that there are."
 
 
-_SIZE_KEYS = ("model_type", *(field.name for field in fields(Size)))
+_SIZE_KEYS = size_keys(Size)
 _SHARED_RELATIONS = [
-    Relation(_SIZE_KEYS, _size_problem),
+    Relation(_SIZE_KEYS, TransformerConfig.size_problem),
     Relation(("input_size", *_SIZE_KEYS), _patches_cover_latent),
     Relation(("hidden_size", *_SIZE_KEYS), _width_divides),
 ]
 LIGHTNINGDIT_RELATIONS = [*_SHARED_RELATIONS, Relation(("use_rope", *_SIZE_KEYS), _heads_turn)]
 REG_RELATIONS = [*_SHARED_RELATIONS, Relation(("encoder_depth", *_SIZE_KEYS), _alignment_is_inside)]
-
-
-def require_consistent(config: TransformerConfig, relations: Iterable[Relation]) -> None:
-    """Raise ConfigError that lists the relations which a configuration breaks."""
-    if problems := violations(config, relations):
-        raise ConfigError("\n".join(map(str, problems)))
-
-
-def in_section(name: str, relations: Iterable[Relation]) -> list[Relation]:
-    """The same relations in a configuration that has what they are about as its section `name`."""
-
-    def moved(relation: Relation) -> Relation:
-        keys = tuple(f"{name}.{key}" for key in relation.keys)
-        return Relation(keys, lambda whole: relation.check(getattr(whole, name)))
-
-    return [moved(relation) for relation in relations]

@@ -1,54 +1,27 @@
 """Weights of diffusion transformers, from checkpoint folders of this project or files of the reference.
 
-A checkpoint of a run has `model.safetensors` (EMA), `model_raw.safetensors`, and `config.json`: the system as
-`model_type`, the network, and under `latents` how the latents that it works on were normalised.
+The `config.json` of a folder also says under `latents` how the latents that the network works on were normalised.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from common.checkpoint_folder import find_checkpoint
-from common.errors import CheckpointError
-from networks.checkpoint.fit import misfits
-from networks.checkpoint.folder import read_folder_weights, read_manifest
+from networks.checkpoint.generator_folder import GeneratorFolder, read_generator_folder
 from networks.checkpoint.origin import UNKNOWN_LICENCE, Origin
 from networks.diffusion.loading import load_reference_weights
 from networks.diffusion.transformer import DiffusionTransformer
 
-log = logging.getLogger(__name__)
+SYSTEMS = ("lightningdit", "reg")
 
 
-@dataclass(frozen=True)
-class DiffusionFolder:
-    """A complete checkpoint folder of a diffusion model.
-
-    Attributes:
-        path: the folder.
-        model: what its `config.json` says.
-        manifest: what its manifest says; `config` is the configuration of the run.
-    """
-
-    path: Path
-    model: dict[str, Any]
-    manifest: dict[str, Any]
-
-
-def read_diffusion_folder(path: str | Path) -> DiffusionFolder:
+def read_diffusion_folder(path: str | Path) -> GeneratorFolder:
     """The checkpoint folder itself, or the newest complete one of a run folder.
 
     Raises: CheckpointError if there is none, it is damaged, or not of a diffusion model.
     """
-    folder = find_checkpoint(path, log.warning)
-    model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "network" not in model:
-        kind = model.get("model_type", "another model")
-        raise CheckpointError(f"{folder}: found a checkpoint of {kind}, expected one of a diffusion model.")
-    return DiffusionFolder(folder, model, read_manifest(folder))
+    return read_generator_folder(path, SYSTEMS, "a diffusion model")
 
 
 def load_diffusion_weights(
@@ -65,9 +38,4 @@ def load_diffusion_weights(
     if not Path(path).is_dir():
         load_reference_weights(network, path, weights)
         return Origin(Path(path).name, UNKNOWN_LICENCE)
-    folder = read_diffusion_folder(path)
-    state = read_folder_weights(folder.path, weights)
-    if problems := misfits(network.state_dict(), state):
-        raise CheckpointError(f"{folder.path}: the weights do not fit the configuration: {problems}.")
-    network.load_state_dict(state)
-    return Origin.from_json(folder.manifest.get("derived_from"))
+    return read_diffusion_folder(path).load_weights(network, weights)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from common.config import require_consistent
 from networks.diffusion.blocks import BlockDesign, FinalLayer
-from networks.diffusion.config import LIGHTNINGDIT_RELATIONS, LightningDiTConfig, require_consistent
+from networks.diffusion.config import LIGHTNINGDIT_RELATIONS, LightningDiTConfig
 from networks.diffusion.embeddings import RotaryEmbedding, join_patches
 from networks.diffusion.transformer import DiffusionTransformer, make_blocks
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.config import require_consistent
 from common.errors import ShapeError
 from networks.diffusion.blocks import BlockDesign, FinalLayer, Predicted
-from networks.diffusion.config import REG_RELATIONS, REGSiTConfig, require_consistent
+from networks.diffusion.config import REG_RELATIONS, REGSiTConfig
 from networks.diffusion.embeddings import join_patches
 from networks.diffusion.transformer import DiffusionTransformer, make_blocks
 

@@ -10,12 +10,12 @@ from common.errors import ShapeError, UserError
 from networks.diffusion.blocks import Block, BlockDesign, FinalLayer
 from networks.diffusion.config import TransformerConfig
 from networks.diffusion.embeddings import (
-    LabelEmbedding,
     PatchEmbedding,
     RotaryEmbedding,
     TimeEmbedding,
     position_table,
 )
+from networks.layers.labels import LabelEmbedding
 
 
 class DiffusionTransformer(nn.Module):

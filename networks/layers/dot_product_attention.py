@@ -9,7 +9,7 @@ from common.precision import full_precision
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, dropout: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0, is_causal: bool = False
 ) -> Tensor:
     """softmax(q k^T / sqrt(d)) v on [B, heads, N, d].
 
@@ -17,10 +17,10 @@ def attend(
 
     Args:
         mask: boolean, broadcasts to [B, heads, N_q, N_k]; True where a query may attend to a key.
-        causal: query i attends to the keys up to i; in place of a mask.
-        dropout: probability of dropping a weight, drawn from torch's own generator.
+        dropout: how often a weight becomes 0 and the others grow to make up for it.
+        is_causal: instead of a mask: query n attends to keys 0 to n.
     """
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
     with full_precision(q.device):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, dropout, causal)
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, dropout, is_causal)

@@ -29,5 +29,5 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (
             rearrange(layer(x), "b n (g d) -> b g n d", g=self.heads) for layer in (self.query, self.key, self.value)
         )
-        attended = attend(q, k, v, causal=True, dropout=self.dropout if self.training else 0.0)
+        attended = attend(q, k, v, is_causal=True, dropout=self.dropout if self.training else 0.0)
         return self.output(rearrange(attended, "b g n d -> b n (g d)").to(x.dtype))

@@ -21,9 +21,9 @@ from common.random import keyed_seed
 from data.latent_batches import LatentBatch, LatentStream, TrainingLatents
 from evaluation.validation import ValidationResult
 from networks.diffusion.config import TransformerConfig
-from networks.diffusion.embeddings import drop_labels
 from networks.diffusion.folder import load_diffusion_weights
 from networks.diffusion.transformer import DiffusionTransformer
+from networks.layers.labels import drop_labels
 from trainer.freeze import trained_parameters
 from trainer.parallel import distribute
 from trainer.systems.base import Initial, MicroStep, Phase, Pictures, Prepared, share_of_rank

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.config import Source, StrictModel, build
+from common.config import Source, StrictModel, build, in_section
 from common.errors import ConfigError
 from networks.diffusion.config import (
     LIGHTNINGDIT_RELATIONS,
@@ -12,7 +12,6 @@ from networks.diffusion.config import (
     LightningDiTConfig,
     REGSiTConfig,
     Size,
-    in_section,
 )
 from tests.networks.diffusion.tiny import TINY, TINY_REG
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from common.errors import CheckpointError
-from networks.diffusion.loading import load_reference_weights, read_reference_weights
+from networks.checkpoint.state_file import read_state_file
+from networks.diffusion.loading import load_reference_weights
 from tests.networks.diffusion.published import REFERENCE, expand, on_meta
 from tests.networks.diffusion.tiny import lightningdit, reg_sit
 
@@ -53,10 +54,10 @@ def test_files_with_the_entries_of_the_published_networks_load_strictly(model_ty
 def test_a_bare_state_dict_and_a_file_without_ema_load(path, caplog) -> None:
     state = lightningdit().state_dict()
     torch.save(state, path)
-    assert read_reference_weights(path).keys() == state.keys()
+    assert read_state_file(path).keys() == state.keys()
     torch.save({"model": state}, path)
     with caplog.at_level(logging.INFO):
-        assert read_reference_weights(path).keys() == state.keys()
+        assert read_state_file(path).keys() == state.keys()
     assert "has no ema; model is used" in caplog.text
 
 
@@ -72,7 +73,7 @@ def test_any_other_object_is_refused_also_inside_the_arguments(path) -> None:
     for content in (fractions.Fraction(1, 2), argparse.Namespace(lr=fractions.Fraction(1, 2))):
         torch.save({"ema": state, "args": content}, path)
         with pytest.raises(CheckpointError, match=r"object of fractions\.Fraction, and reading that could execute"):
-            read_reference_weights(path)
+            read_state_file(path)
 
 
 def test_arguments_are_admitted_for_this_file_alone(path) -> None:
@@ -124,13 +125,13 @@ def test_weights_trained_without_normalised_heads_say_which_key_to_set(build, ke
 def test_files_that_hold_something_else_are_refused(content, message, path) -> None:
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=message):
-        read_reference_weights(path)
+        read_state_file(path)
 
 
 def test_missing_and_damaged_files_are_refused(path) -> None:
     with pytest.raises(CheckpointError, match=r"0700000\.pt: no such file"):
-        read_reference_weights(path)
+        read_state_file(path)
     torch.save(lightningdit().state_dict(), path)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(CheckpointError, match="is cut off"):
-        read_reference_weights(path)
+        read_state_file(path)

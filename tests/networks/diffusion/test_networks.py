@@ -11,9 +11,9 @@ from torch import nn
 from common.errors import ConfigError, ShapeError, UserError
 from common.random import torch_generator
 from networks.diffusion.config import LIGHTNINGDIT_SIZES, SIT_SIZES, LightningDiTConfig, REGSiTConfig
-from networks.diffusion.embeddings import drop_labels
 from networks.diffusion.lightningdit import LightningDiT
 from networks.diffusion.reg_sit import REGSiT
+from networks.layers.labels import drop_labels
 from tests.networks.diffusion.published import REFERENCE, expand, on_meta
 from tests.networks.diffusion.tiny import TINY, TINY_REG, lightningdit, reg_sit, tiny_inputs
 
