@@ -8,6 +8,7 @@ import pytest
 
 from tests.golden.cases import HERE, Case, collect
 from tests.golden.check_alignment import check_cknna, check_se_cknna, check_transforms
+from tests.golden.check_ar import check_gpt, check_sampling
 from tests.golden.check_data import check_training_data
 from tests.golden.check_diffusion import (
     check_lightningdit_loss,
@@ -89,24 +90,16 @@ CHECKS = {
     "vfmtok_decode_transformer": check_decode_transformer,
     "vfmtok_deform_encoder": check_region_layers,
     "vfmtok_dino_disc": check_vfmtok_discriminator,
+    "vfmtok_gpt": check_gpt,
     "vfmtok_losses": check_vfmtok_losses,
     "vfmtok_msda": check_deformable_attention,
     "vfmtok_pixel_decoder": check_pixel_decoder,
     "vfmtok_preprocess": check_preprocess,
     "vfmtok_quantizer_l2": check_quantizer,
     "vfmtok_quantizer_plain": check_quantizer,
+    "vfmtok_sampling": check_sampling,
     "vfmtok_tokenizer": check_tokenizer,
 }
-
-TO_COME = {
-    "vfmtok_gpt": "VFMTok",
-    "vfmtok_sampling": "VFMTok",
-}
-
-
-def reason_to_come(case: Case) -> str | None:
-    """Why a case cannot pass yet, or None if it must."""
-    return next((reason for kind, reason in TO_COME.items() if case.kind.startswith(kind)), None)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -114,17 +107,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = collect(Path(folder) if folder else HERE)
     if not cases:
         raise pytest.UsageError(f"--golden-dir {folder}: no golden cases (*.json) there")
-    marks = [
-        pytest.param(
-            case,
-            id=case.name,
-            marks=[pytest.mark.xfail(strict=True, reason=f"to come: {reason}")]
-            if (reason := reason_to_come(case))
-            else [],
-        )
-        for case in cases
-    ]
-    metafunc.parametrize("case", marks)
+    metafunc.parametrize("case", [pytest.param(case, id=case.name) for case in cases])
 
 
 def test_parity_with_the_reference(case: Case) -> None:
