@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from configs.experiment import Experiment
+from configs.generator import GeneratorExperiment
 
 if TYPE_CHECKING:
     from data.config import LatentDataConfig
@@ -12,13 +12,8 @@ if TYPE_CHECKING:
     from trainer.config import DiffusionAdamConfig, DiffusionTrainingConfig
 
 
-class DiffusionExperiment(Experiment):
-    """A run that trains a diffusion model; how it is sampled later may change at any time.
-
-    As in `Experiment`, each system declares these sections itself.
-    """
-
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = (*Experiment.MAY_CHANGE, "network.use_checkpoint", "sample")
+class DiffusionExperiment(GeneratorExperiment):
+    """A run that trains a diffusion model. As in `Experiment`, each system declares these sections itself."""
 
     if TYPE_CHECKING:
         data: LatentDataConfig

@@ -28,6 +28,7 @@ class AdamConfig(StrictModel):
     )
     eps: PositiveFloat = Field(1e-8, description="Added to the root of the second moment.")
     weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled weight decay.")
+    decay_vectors: bool = Field(True, description="false: no weight decay of norms and biases.")
     warmup_kimg: NonNegativeFloat = Field(0.0, description="The rate rises linearly from 0 until here.")
     warmup_init_lr: NonNegativeFloat | None = Field(
         None, description="The rate rises from this instead, and reaches `lr` with the last step of the warm-up."
@@ -112,11 +113,16 @@ class VFMTokTrainingConfig(TokenizerTrainingConfig):
     ema_decay: float = Field(0.9999, ge=0, lt=1, description="What the EMA keeps of its value in every step.")
 
 
-class DiffusionTrainingConfig(TrainingConfig):
+class GeneratorTrainingConfig(TrainingConfig):
+    """Schedule and numerics of a network that generates latents or tokens."""
+
+    ema_decay: float = Field(0.9999, ge=0, lt=1, description="What the EMA keeps of its value in every step.")
+
+
+class DiffusionTrainingConfig(GeneratorTrainingConfig):
     """Schedule and numerics of a diffusion model; defaults are the published settings."""
 
     batch_size: PositiveInt = Field(1024, description="Latents per optimiser step, over all ranks.")
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="What the EMA keeps of its value in every step.")
 
 
 class DiffusionAdamConfig(AdamConfig):
@@ -128,6 +134,25 @@ class DiffusionAdamConfig(AdamConfig):
         strict=False,  # YAML knows only lists
         description="Decay of the first and second moment.",
     )
+
+
+class GPTTrainingConfig(GeneratorTrainingConfig):
+    """Schedule and numerics of an autoregressive model; defaults are the published settings."""
+
+    batch_size: PositiveInt = Field(512, description="Images per optimiser step, over all ranks.")
+
+
+class GPTAdamConfig(AdamConfig):
+    """AdamW for an autoregressive model; defaults are the published settings."""
+
+    betas: tuple[float, float] = Field(
+        (0.9, 0.95),
+        strict=False,  # YAML knows only lists
+        description="Decay of the first and second moment.",
+    )
+    weight_decay: NonNegativeFloat = Field(0.05, description="Decoupled weight decay.")
+    decay_vectors: bool = Field(False, description="false: no weight decay of norms and biases.")
+    max_grad_norm: PositiveFloat | None = Field(1.0, description="Clip the gradient to this norm.")
 
 
 class GuardConfig(StrictModel):

@@ -15,8 +15,13 @@ from trainer.config import AdamConfig
 def build_adam(parameters: Mapping[str, nn.Parameter], config: AdamConfig, fused: bool) -> torch.optim.Optimizer:
     """Adam over named parameters; AdamW if the configuration has weight decay."""
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
+    groups: list[dict] = [{"params": list(parameters.values())}]
+    if config.weight_decay and not config.decay_vectors:
+        matrices = [p for p in parameters.values() if p.ndim >= 2]
+        vectors = [p for p in parameters.values() if p.ndim < 2]
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     return kind(
-        parameters.values(),
+        [group for group in groups if group["params"]],
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,

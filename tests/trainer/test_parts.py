@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
-from trainer.config import AdamConfig
+from trainer.config import AdamConfig, GPTAdamConfig
 from trainer.metrics import JSONLLog, Means, read_log
-from trainer.optimizer import learning_rate
+from trainer.optimizer import build_adam, learning_rate
 
 
 def test_learning_rate_rises_then_follows_a_half_cosine() -> None:
@@ -28,6 +29,19 @@ def test_learning_rate_reaches_its_value_with_the_last_step_of_a_warm_up_from_a_
     config = AdamConfig(lr=1.0, warmup_kimg=0.04, warmup_init_lr=0.2, cosine_decay=cosine_decay)
     rates = [learning_rate(config, nimg, 10**9, batch_size=8) for nimg in range(0, 64, 8)]
     assert rates == pytest.approx([0.36, 0.52, 0.68, 0.84, 1.0, 1.0, 1.0, 1.0])
+
+
+def test_weight_decay_may_leave_out_norms_and_biases() -> None:
+    layer = torch.nn.Linear(2, 2)
+    for decay_vectors, kept in ((False, 1.0), (True, 0.95)):
+        torch.nn.init.ones_(layer.weight)
+        torch.nn.init.ones_(layer.bias)
+        config = GPTAdamConfig(lr=1.0, decay_vectors=decay_vectors)
+        for parameter in layer.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        build_adam(dict(layer.named_parameters()), config, fused=False).step()
+        torch.testing.assert_close(layer.weight, torch.full((2, 2), 0.95))
+        torch.testing.assert_close(layer.bias, torch.full((2,), kept))
 
 
 def test_log_is_monotone_after_a_resume_and_drops_a_half_written_line(tmp_path) -> None:
