@@ -25,6 +25,7 @@ from common.config import (
 from common.errors import ConfigError
 from common.registry import closest
 from configs.experiment import Experiment
+from configs.gpt_c2i import GPTExperiment
 from configs.lightningdit import LightningDiTExperiment
 from configs.reference import is_reference_layout, translate
 from configs.reg import REGExperiment
@@ -40,6 +41,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
     "vfmtok": VFMTokExperiment,
     "lightningdit": LightningDiTExperiment,
     "reg": REGExperiment,
+    "gpt_c2i": GPTExperiment,
 }
 
 Kind = TypeVar("Kind", bound=Experiment)

@@ -62,12 +62,18 @@ class DataConfig(StrictModel):
         return "max_size" if self.max_size is not None else "xflip" if self.xflip else None
 
 
-class LatentDataConfig(StrictModel):
-    """Prefetched latents with their labels. Every epoch takes all of them in a new order."""
+class PrefetchedDataConfig(StrictModel):
+    """What was computed beforehand. Every epoch takes all of it in a new order."""
 
-    path: str = Field(description="Folder of prefetched latents, with their statistics.")
+    path: str = Field(description="Folder that a prefetch wrote.")
     workers: NonNegativeInt = Field(3, description="Loader processes per rank; 0: the training process itself.")
     prefetch_batches: PositiveInt = Field(4, description="Micro-batches that each worker prepares ahead.")
+
+
+class LatentDataConfig(PrefetchedDataConfig):
+    """Prefetched latents with their labels."""
+
+    path: str = Field(description="Folder of prefetched latents, with their statistics.")
 
 
 class LightningDiTDataConfig(LatentDataConfig):
@@ -85,3 +91,21 @@ class REGDataConfig(LatentDataConfig):
     features_path: str | None = Field(
         None, description="Folder of the target encoders' tokens; null: they are computed from the images."
     )
+
+
+class GPTDataConfig(DataConfig):
+    """Tokens of images with their classes: computed beforehand, or anew from images by a frozen tokenizer.
+
+    What concerns images has no meaning for tokens that were computed beforehand.
+    """
+
+    source: Literal["tokens", "images"] = Field(
+        "tokens", description="What is at `path`: tokens that a prefetch wrote, or shards of images."
+    )
+    path: str = Field(description="Folder of tokens; or folder that holds *.tar shards, URL or pattern of shards.")
+    label_type: Literal["cls2id"] = Field("cls2id", description="Class indices.")
+
+    def of_images(self) -> DataConfig:
+        """How the images are read. Raises: AssertionError if there are none."""
+        assert self.source == "images"
+        return DataConfig(**{**self.model_dump(), "source": "webdataset"})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from common.distributed import all_gather_objects
 from common.errors import DataError
 from common.random import torch_generator
 from data.config import LatentDataConfig, LightningDiTDataConfig, REGDataConfig
 from data.latents import LatentDataset, LatentNormalisation, flip_coin
 from data.order import SampleOrder
 from data.prefetch_index import read_index
+from data.prefetched_stream import PrefetchedStream
 from data.reg_latents import open_reg, sample_moments
-from data.skips import Skip, SkipCounter
-from data.stream import Share, load_micro_batches
+from data.skips import Skip
+from data.stream import Share
 from data.target_tokens import TargetTokens
 
 CHECKED_ITEMS = 256  # latents whose size is looked at before a run
@@ -239,8 +239,8 @@ class _MicroBatches(Dataset):
         )
 
 
-class LatentStream:
-    """The latents of a run, as one rank sees them; every epoch is one permutation of all of them.
+class LatentStream(PrefetchedStream):
+    """The latents of a run, as one rank sees them.
 
     Args:
         latents: checked to fit the network.
@@ -253,28 +253,10 @@ class LatentStream:
     Raises: DataError if the ranks found different latents.
     """
 
-    steps = None
-
     def __init__(self, latents: TrainingLatents, config: LatentDataConfig, seed: int, share: Share, draws: SampleDraws):
-        self.latents, self.config, self.share = latents, config, share
-        self.skips = SkipCounter(0.0)
-        self._dataset = _MicroBatches(latents, SampleOrder([len(latents)], 1, seed), share.micro_batch, draws)
-        self._fingerprint = latents.fingerprint()
-        found = all_gather_objects(self._fingerprint)
-        if other := [rank for rank, fingerprint in enumerate(found) if fingerprint != found[0]]:
-            raise DataError(f"data.path: rank {other[0]} found other latents in {config.path} than rank 0.")
-
-    def micro_batches(self, first_step: int = 0) -> Iterator[LatentBatch]:
-        """This rank's micro-batches from a global step on, without end. Closing the iterator ends its workers.
-
-        Raises: DataError if a latent cannot be read, or a worker process died.
-        """
-        workers, ahead = self.config.workers, self.config.prefetch_batches
-        return load_micro_batches(self._dataset, self.share, first_step, workers, ahead, self.skips)
-
-    def fingerprint(self) -> str:
-        """SHA-256: two equal ones have the same sample at every position."""
-        return self._fingerprint
+        self.latents = latents
+        dataset = _MicroBatches(latents, SampleOrder([len(latents)], 1, seed), share.micro_batch, draws)
+        super().__init__(dataset, config, share, latents.fingerprint(), "latents")
 
     def describe(self) -> str:
         """What was found, for the log of a run's start."""

@@ -56,17 +56,23 @@ def encoding_parser(description: str | None, images_per_shard: int) -> argparse.
 
 
 def prefetch_parser(description: str | None, images_per_shard: int) -> argparse.ArgumentParser:
-    """`encoding_parser` with what prefetching latents takes besides."""
+    """`encoding_parser` with what prefetching takes besides."""
     parser = encoding_parser(description, images_per_shard)
     parser.add_argument("--data-path", required=True, help="folder of *.tar shards with classes, or one shard")
     parser.add_argument("--max-images-per-gpu", type=int, help="only the first so many images of each rank's share")
+    parser.add_argument("--expected-count", type=int, help="fail unless so many images are stored in the end")
+    return parser
+
+
+def latent_parser(description: str | None, images_per_shard: int) -> argparse.ArgumentParser:
+    """`prefetch_parser` for formats with statistics of latents."""
+    parser = prefetch_parser(description, images_per_shard)
     parser.add_argument(
         "--stats",
         choices=("all", "sample10k"),
         default="all",
         help="statistics of all latents, or of 10,000 unmirrored ones as in the reference (default: all)",
     )
-    parser.add_argument("--expected-count", type=int, help="fail unless so many images are stored in the end")
     return parser
 
 
@@ -123,9 +129,16 @@ def encoding_session(
 
 
 def run_prefetch(
-    arguments: argparse.Namespace, kind: PrefetchFormat, load_model: Callable[[torch.device], nn.Module]
+    arguments: argparse.Namespace,
+    make_format: Callable[[int], PrefetchFormat],
+    load_model: Callable[[torch.device], nn.Module],
 ) -> None:
-    """Load the tokenizer, prefetch on all ranks, and say what was done."""
+    """Load the tokenizer, prefetch on all ranks, and say what was done.
+
+    Args:
+        arguments: of `prefetch_parser`.
+        make_format: the format for images of a side in pixels.
+    """
     from common import distributed
     from evaluation.prefetch.run import prefetch
 
@@ -134,6 +147,7 @@ def run_prefetch(
         "expected_count": arguments.expected_count,
     }
     with encoding_session(arguments, load_model, **options) as session:
+        kind = make_format(session.options.resolution)
         summary = prefetch(
             session.model, arguments.data_path, arguments.output_dir, kind, session.options, session.device
         )

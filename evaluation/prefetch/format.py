@@ -70,6 +70,14 @@ class PrefetchFormat(ABC):
     def identity(self) -> dict[str, Any]:
         """What decides the stored values besides the images, the crop and the weights."""
 
+    def identity_of(self, model: nn.Module) -> dict[str, Any]:
+        """What the index says besides of the model that encodes. Raises: UserError if it is of no use here."""
+        return {}
+
+    def crop_side(self, resolution: int) -> int:
+        """Side R in pixels of the centre crops that `encode` is given, for what is to be encoded at a resolution."""
+        return resolution
+
     @abstractmethod
     def encode(self, model: nn.Module, images: Tensor, keys: Sequence[str]) -> Encoded:
         """What to store of images: uint8 [B, 3, R, R] on the model's device."""

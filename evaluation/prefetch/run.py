@@ -59,7 +59,7 @@ class PrefetchOptions:
     """How a data set is gone through.
 
     Args:
-        resolution: side of the ADM centre crops, in pixels.
+        resolution: side of what is encoded, in pixels; that of the ADM centre crops, unless a format takes larger ones.
         batch_size: images per batch and rank; it is part of the plan, since kernels may add in another order.
         rows_per_file: samples of a part, rounded up to whole batches.
         max_images_per_rank: only the first so many samples of each rank's share.
@@ -235,6 +235,7 @@ def _plan(job: _Job, ranks: int) -> dict[str, Any]:
         "layout_version": LAYOUT_VERSION,
         "format": job.kind.name,
         **job.kind.identity(),
+        **job.kind.identity_of(job.model),
         "weights_sha256": weights_fingerprint(job.model.state_dict()),
         "crop": CROP,
         "resolution": options.resolution,
@@ -325,6 +326,7 @@ def _encoded_batches(job: _Job, part: Part, skips: list[Skip], progress: tqdm) -
         skips: gets what had to be left out.
     """
     reading = threading.Lock()  # a source is made for one reader
+    side = job.kind.crop_side(job.options.resolution)
     size, workers = job.options.batch_size, job.options.workers
 
     def read(number: int) -> _Crop | Skip:
@@ -334,7 +336,7 @@ def _encoded_batches(job: _Job, part: Part, skips: list[Skip], progress: tqdm) -
             image = Image.fromarray(decode_image(sample.image).pixels)
         except BadSample as bad:
             return Skip(bad.kind, job.source.shard(number), job.source.key(number), bad.detail)
-        return _Crop(sample.key, sample.label, to_tensor(CROPS[CROP](image, job.options.resolution)))
+        return _Crop(sample.key, sample.label, to_tensor(CROPS[CROP](image, side)))
 
     def crops(results: Iterable[_Crop | Skip]) -> Iterator[_Crop]:
         for result in results:

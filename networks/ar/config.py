@@ -88,6 +88,15 @@ class GPTConfig(NamedSizeConfig[Size]):
         return -(-(8 * self.size().dim // 3) // self.multiple_of) * self.multiple_of
 
 
+class FrozenTokenizerConfig(StrictModel):
+    """The tokenizer that makes tokens of images during the training."""
+
+    vae_pth: str | None = Field(
+        None, description="Checkpoint folder or run folder of a discrete tokenizer; null: tokens come from data.path."
+    )
+    weights: Literal["ema", "raw"] = Field("ema", description="Which of its weights.")
+
+
 class TokenSamplingConfig(StrictModel):
     """How tokens are drawn; defaults are the published settings."""
 

@@ -93,6 +93,6 @@ def test_the_fingerprint_follows_labels_and_statistics(tmp_path) -> None:
 
 
 def test_ranks_with_other_latents_are_refused(folders, monkeypatch) -> None:
-    monkeypatch.setattr("data.latent_batches.all_gather_objects", lambda value: [value, "another"])
+    monkeypatch.setattr("data.prefetched_stream.all_gather_objects", lambda value: [value, "another"])
     with pytest.raises(DataError, match=r"data\.path: rank 1 found other latents in .* than rank 0"):
         stream_of("lightningdit", folders["lightningdit"], Share(1, 1))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from common.command import run_command
-from evaluation.prefetch.command import parse_checked, prefetch_parser, run_prefetch
+from evaluation.prefetch.command import latent_parser, parse_checked, run_prefetch
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = prefetch_parser(__doc__, images_per_shard=2_000)
+    parser = latent_parser(__doc__, images_per_shard=2_000)
     parser.add_argument(
         "--format",
         choices=("folder", "safetensors"),
@@ -35,7 +35,7 @@ def main() -> None:
     config = of_tokenizer(load_config(arguments.use_config)).tokenizer() if arguments.use_config else None
     run_prefetch(
         arguments,
-        chosen_format(arguments),
+        lambda resolution: chosen_format(arguments),
         lambda device: load_tokenizer(arguments.vae_pth, config, device=device, weights=arguments.weights),
     )
 

@@ -15,5 +15,6 @@ SYSTEMS: Registry = Registry(
         "vfmtok": "trainer.systems.vfmtok:VFMTokSystem",
         "lightningdit": "trainer.systems.lightningdit:LightningDiTSystem",
         "reg": "trainer.systems.reg:REGSystem",
+        "gpt_c2i": "trainer.systems.gpt_c2i:GPTSystem",
     },
 )

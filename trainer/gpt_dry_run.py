@@ -1,0 +1,34 @@
+"""`--dry-run` of an autoregressive model: what a configuration builds and what a step costs, on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from networks.ar.gpt import GPT
+from trainer.network_dry_run import describe_network, split_of_a_step
+
+if TYPE_CHECKING:
+    from configs.gpt_c2i import GPTExperiment
+
+
+def describe(config: GPTExperiment, build_network: Callable[[GPTExperiment], GPT], ranks: int) -> str:
+    """Shapes, parameters, and estimates of memory and time per kimg, as a text. The tokenizer is not counted."""
+    meta = torch.device("meta")
+    with meta:
+        network = build_network(config)
+    c, size = config.network, config.network.size()
+
+    def forward(batch: int) -> torch.Tensor:
+        tokens = torch.zeros(batch, c.block_size - 1, dtype=torch.int64, device=meta)
+        return network(tokens, torch.zeros(batch, dtype=torch.int64, device=meta))
+
+    rows = [
+        ("tokens", f"{c.grid_side()} x {c.grid_side()} of {c.vocab_size:,} codes, {split_of_a_step(config, ranks)}"),
+        ("layers", f"{size.n_layer} of width {size.dim} with {size.n_head} heads"),
+        ("classes", f"{c.num_classes}"),
+    ]
+    without = " (without the tokenizer)" if config.data.source == "images" else ""
+    return describe_network(config, network, forward, rows, ranks, without)
