@@ -1,6 +1,7 @@
-"""Shards of latents that a diffusion model sampled, and the names of the images that they become. Imports no torch.
+"""Shards of latents or tokens that a network sampled, and the names of the images that they become. Imports no torch.
 
 samples_rank{RR}_shard{SSS}.safetensors     latents: float [n, C, h, w], as the decoder takes them
+                                            or tokens: int [n, K, h, w], of each of K codebooks
                                             labels:  int [n]; may be missing
 """
 
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from common.errors import DataError, first_line
 from common.files import sha256_of
 
-FLOATS = ("F32", "F16", "BF16")
+CONTENTS = {"latents": ("F32", "F16", "BF16"), "tokens": ("U16", "I32", "I64")}
 UNKNOWN_CLASS = "unknown"
 
 
@@ -27,13 +28,15 @@ class SampleShard:
 
     Args:
         rows: number of samples; 0 for a shard that is left out.
-        latent_shape: [C, h, w].
+        content: "latents" or "tokens"; empty for a shard that is left out.
+        shape: of a sample, [C, h, w] or [K, h, w].
         has_labels: its samples have labels.
     """
 
     path: Path
     rows: int
-    latent_shape: tuple[int, ...]
+    content: str
+    shape: tuple[int, ...]
     has_labels: bool
 
 
@@ -60,14 +63,14 @@ def open_samples(folder: str | Path, skip_bad_shards: bool = False) -> SampleSet
 
     Args:
         skip_bad_shards: leave out what cannot be read; it keeps its place in the split over ranks.
-    Raises: DataError if there is no shard, if one cannot be read, or if latents differ in shape.
+    Raises: DataError if there is no shard, if one cannot be read, or if samples differ in kind or shape.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: not a folder; expected one that holds *.safetensors shards of latents.")
+        raise DataError(f"{folder}: not a folder; expected one that holds *.safetensors shards of latents or tokens.")
     paths = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
     if not paths:
-        raise DataError(f"{folder}: no *.safetensors shard found; expected the latents that a sampler wrote.")
+        raise DataError(f"{folder}: no *.safetensors shard found; expected what a sampler wrote.")
     shards, problems = [], []
     for path in paths:
         try:
@@ -76,15 +79,15 @@ def open_samples(folder: str | Path, skip_bad_shards: bool = False) -> SampleSet
             if not skip_bad_shards:
                 raise DataError(f"{error} Mend or remove it, or pass --skip-bad-shards to go on without it.") from error
             problems.append(str(error))
-            shards.append(SampleShard(path, 0, (), False))
-    whole = [shard for shard in shards if shard.latent_shape]
+            shards.append(SampleShard(path, 0, "", (), False))
+    whole = [shard for shard in shards if shard.content]
     if not whole:
         raise DataError(f"{folder}: none of its {len(paths)} shards can be read; the first: {problems[0]}")
     for shard in whole:
-        if shard.latent_shape != whole[0].latent_shape:
+        if (shard.content, shard.shape) != (whole[0].content, whole[0].shape):
             raise DataError(
-                f"{shard.path}: latents: found {list(shard.latent_shape)} per sample, expected "
-                f"{list(whole[0].latent_shape)} as in {whole[0].path.name}."
+                f"{shard.path}: {shard.content}: found {list(shard.shape)} per sample, expected {list(whole[0].shape)} "
+                f"as in {whole[0].path.name}, which holds {whole[0].content}."
             )
     return SampleSet(tuple(shards), tuple(problems))
 
@@ -97,17 +100,22 @@ def _open_shard(path: Path) -> SampleShard:
             kinds = {name: part.get_dtype() for name, part in slices.items()}
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read as a safetensors file ({first_line(error)}).") from error
-    if "latents" not in shapes:
-        raise DataError(f"{path}: found {', '.join(sorted(shapes)) or 'nothing'}, expected latents and labels.")
-    rows, *latent_shape = shapes["latents"]
-    if len(latent_shape) != 3 or kinds["latents"] not in FLOATS:
+    contents = [name for name in CONTENTS if name in shapes]
+    if len(contents) != 1:
         raise DataError(
-            f"{path}: latents: found {kinds['latents']} {list(shapes['latents'])}, expected [n, C, h, w] in "
-            f"{' or '.join(FLOATS)}."
+            f"{path}: found {', '.join(sorted(shapes)) or 'nothing'}, expected latents and labels, or tokens and "
+            "labels."
+        )
+    (content,) = contents
+    rows, *shape = shapes[content]
+    if len(shape) != 3 or kinds[content] not in CONTENTS[content]:
+        raise DataError(
+            f"{path}: {content}: found {kinds[content]} {list(shapes[content])}, expected "
+            f"[n, {'C' if content == 'latents' else 'K'}, h, w] in {' or '.join(CONTENTS[content])}."
         )
     if shapes.get("labels", (rows,)) != (rows,):
-        raise DataError(f"{path}: labels: found {list(shapes['labels'])} for {rows} latents, expected [{rows}].")
-    return SampleShard(path, rows, tuple(latent_shape), "labels" in shapes)
+        raise DataError(f"{path}: labels: found {list(shapes['labels'])} for {rows} {content}, expected [{rows}].")
+    return SampleShard(path, rows, content, tuple(shape), "labels" in shapes)
 
 
 def number_samples(

@@ -17,12 +17,12 @@ class TokenKind:
     Args:
         codes: how many there are: tokens are 0 to codes - 1.
         grid: (h, w), rows and columns of the tokens of an image.
-        tokenizer_sha256: fingerprint of the tokenizer's weights.
+        tokenizer_sha256: fingerprint of the tokenizer's weights; None: unknown.
     """
 
     codes: int
     grid: tuple[int, int]
-    tokenizer_sha256: str
+    tokenizer_sha256: str | None
 
     @property
     def tokens(self) -> int:
@@ -38,7 +38,7 @@ class TokenKind:
         """The inverse of `to_json`. Raises: DataError if it is something else."""
         try:
             height, width = values["grid"]
-            return cls(int(values["codes"]), (int(height), int(width)), str(values["tokenizer_sha256"]))
+            return cls(int(values["codes"]), (int(height), int(width)), values["tokenizer_sha256"])
         except (TypeError, KeyError, ValueError) as error:
             raise DataError(
                 f"{where}: does not say whose tokens these are (codes, grid, tokenizer_sha256); write them again with "

@@ -1,8 +1,9 @@
-"""Decode sampled latents into PNG files, an .npz file for ADM's evaluator, or both.
+"""Decode sampled latents or tokens into PNG files, an .npz file for ADM's evaluator, or both.
 
-shards of latents -> decoder -> images in order of name -> `<name>.png`, rows of `arr_0`; labels -> labels.json
+shards of latents, or of tokens -> latents -> decoder -> images in order of name -> `<name>.png`, rows of `arr_0`
+labels -> labels.json
 
-What becomes of a latent depends on the latent and the model alone: not on its neighbours, the number of ranks, or
+What becomes of a sample depends on the sample and the model alone: not on its neighbours, the number of ranks, or
 whether the run was interrupted. Another batch size may make kernels add in another order, as in
 `evaluation.reconstruction`.
 """
@@ -39,9 +40,10 @@ from data.sample_shards import (
     open_samples,
     samples_fingerprint,
 )
+from data.token_kind import TokenKind
 from evaluation.batches import fill_up, in_batches
 from evaluation.decode_outputs import NpzParts, Output, PngFolder
-from evaluation.output_folder import MANIFEST_NAME, refuse_foreign, refuse_other_origin, tool_versions
+from evaluation.output_folder import MANIFEST_NAME, read_manifest, refuse_foreign, refuse_other_origin, tool_versions
 from networks.conditioning import Labels
 from networks.fingerprint import weights_fingerprint
 
@@ -101,19 +103,22 @@ class DecodeSummary:
 # --- decoding --------------------------------------------------------------------------------------------------------
 
 
-class LatentReader:
-    """Reads single latents; the shard that was read last stays open."""
+class SampleReader:
+    """Reads single samples; the shard that was read last stays open."""
 
     def __init__(self):
         self._path: Path | None = None
         self._file: Any = None
 
     def read(self, sample: Sample) -> Tensor:
-        """A latent [C, h, w], fp32. Raises DataError if a value is not finite."""
+        """A latent [C, h, w], fp32, or tokens [K, h, w], int64. Raises DataError if a value is not finite."""
         if sample.shard.path != self._path:
             self._path = sample.shard.path
             self._file = safe_open(self._path, framework="pt")
-        z = self._file.get_slice("latents")[sample.row].float()
+        stored = self._file.get_slice(sample.shard.content)[sample.row]
+        if sample.shard.content == "tokens":
+            return stored.long()
+        z = stored.float()
         if not z.isfinite().all():
             raise DataError(f"{self._path}: latents: row {sample.row} holds values that are not finite.")
         return z
@@ -133,8 +138,9 @@ def to_pixels(images: Tensor, rounding: Rounding, side: int | None = None, antia
 
 
 @torch.inference_mode()
-def decode_batch(model: nn.Module, z: Tensor, labels: Labels = None) -> Tensor:
-    """Latents [B, C, h, w] -> images, uint8 [B, 3, H, W], rounded as the tokenizer's published PNG files are."""
+def decode_batch(model: nn.Module, samples: Tensor, labels: Labels = None) -> Tensor:
+    """Latents [B, C, h, w] or tokens [B, K, h, w] -> uint8 [B, 3, H, W], rounded as published PNG files are."""
+    z = samples if samples.is_floating_point() else model.tokens_to_latent(samples)
     return to_pixels(model.decode(z, labels).reconstruction, model.png_rounding)
 
 
@@ -157,7 +163,7 @@ def decode_share(
         numbers: which of them, ascending.
         labels: what the decoder takes besides the latents of a batch.
     """
-    reader = LatentReader()
+    reader = SampleReader()
     with (
         tqdm(total=len(numbers), unit="image", disable=not show_progress) as progress,
         ThreadPoolExecutor(workers) as pool,
@@ -165,8 +171,8 @@ def decode_share(
         pending: deque[Future] = deque()
         for batch in in_batches(numbers, batch_size):
             filled = [samples[number] for number in fill_up(batch, batch_size)]
-            z = torch.stack(fill_up([reader.read(sample) for sample in filled[: len(batch)]], batch_size))
-            images = decode_batch(model, z.to(device), labels(filled)).cpu()
+            read = torch.stack(fill_up([reader.read(sample) for sample in filled[: len(batch)]], batch_size))
+            images = decode_batch(model, read.to(device), labels(filled)).cpu()
             for number, image in zip(batch, images):
                 tasks = [output.add(number, image) for output in outputs if not output.is_done(number)]
                 pending.extend(pool.submit(task) for task in tasks if task is not None)
@@ -248,7 +254,7 @@ def _prepare(
     held: ExitStack,
 ) -> _Work:
     opened = open_samples(plan.input_dir, plan.skip_bad_shards)
-    _check_channels(model, opened.shards)
+    _check_fit(model, plan.input_dir, opened.shards)
     samples = number_samples(opened.shards, plan.numbering_ranks, plan.max_images_per_rank)
     if not samples:
         raise DataError(f"{plan.input_dir}: its {len(opened.shards)} shards hold no samples.")
@@ -327,15 +333,62 @@ def _finish(targets: DecodeTargets, work: _Work, summary: DecodeSummary, facts: 
     _write_manifest(targets, work, {"status": "complete", **record, "counts": counts, **facts})
 
 
+def _check_fit(model: nn.Module, folder: Path, shards: Sequence[SampleShard]) -> None:
+    whole = [shard for shard in shards if shard.content]
+    if whole[0].content == "tokens":
+        _check_tokens(model, folder, whole)
+    else:
+        _check_channels(model, whole)
+
+
 def _check_channels(model: nn.Module, shards: Sequence[SampleShard]) -> None:
     side = model.config.img_resolution
     expected = model.latent_shape(side, side)[0]
     for shard in shards:
-        if shard.latent_shape and shard.latent_shape[0] != expected:
+        if shard.shape[0] != expected:
             raise DataError(
-                f"{shard.path}: latents: found {shard.latent_shape[0]} channels ({list(shard.latent_shape)} per "
-                f"sample), expected {expected}, those of this tokenizer; give the one that the diffusion model was "
-                "trained on."
+                f"{shard.path}: latents: found {shard.shape[0]} channels ({list(shard.shape)} per sample), expected "
+                f"{expected}, those of this tokenizer; give the one that the diffusion model was trained on."
+            )
+
+
+_OTHER_TOKENIZER = "give the tokenizer whose tokens the model was trained on as --vae-pth."
+
+
+def _check_tokens(model: nn.Module, folder: Path, shards: Sequence[SampleShard]) -> None:
+    """Refuse tokens of another tokenizer, as far as the manifest of their sampler and they themselves tell."""
+    if not model.is_discrete:
+        raise DataError(
+            f"{shards[0].path}: found tokens, but this tokenizer has none, for its latent is continuous; "
+            f"{_OTHER_TOKENIZER}"
+        )
+    books, codes = len(model.quantizer.codebooks), model.quantizer.size
+    if (folder / MANIFEST_NAME).is_file() and (stated := read_manifest(folder).get("tokens")) is not None:
+        kind = TokenKind.from_json(stated, str(folder / MANIFEST_NAME))
+        if kind.codes != codes:
+            raise DataError(
+                f"{folder / MANIFEST_NAME}: found tokens of a codebook of {kind.codes} codes, but that of this "
+                f"tokenizer has {codes}; {_OTHER_TOKENIZER}"
+            )
+        if kind.tokenizer_sha256 not in (None, weights_fingerprint(model.state_dict())):
+            raise DataError(
+                f"{folder / MANIFEST_NAME}: found tokens of a tokenizer with the fingerprint {kind.tokenizer_sha256}, "
+                f"which is not that of this one; {_OTHER_TOKENIZER}"
+            )
+    for shard in shards:
+        if shard.shape[0] != books:
+            raise DataError(
+                f"{shard.path}: tokens: found those of {shard.shape[0]} codebooks ({list(shard.shape)} per sample), "
+                f"expected {books}, those of this tokenizer; {_OTHER_TOKENIZER}"
+            )
+        with safe_open(shard.path, framework="pt") as file:
+            tokens = file.get_tensor("tokens").long().flatten(1)
+        if len(tokens) and (row := ((tokens < 0) | (tokens >= codes)).any(dim=1).nonzero()).numel():
+            number = int(row[0])
+            low, high = (int(bound) for bound in tokens[number].aminmax())
+            raise DataError(
+                f"{shard.path}: tokens: row {number}: found {low} to {high}, expected 0 to {codes - 1}, the codes of "
+                f"this tokenizer; {_OTHER_TOKENIZER}"
             )
 
 

@@ -1,4 +1,4 @@
-"""What is drawn for a sample: its label and its noise, keyed by seed and number.
+"""The noise that is drawn for a sample, keyed by seed and number.
 
 So a sample is the same whatever its batch, rank or run. Draws are made on the CPU, whose generators give the same
 numbers on every machine.
@@ -7,26 +7,11 @@ numbers on every machine.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from common.random import python_generator, torch_generator
-
-LabelChoice = Literal["random", "balanced"]
-
-
-def sample_labels(indices: Sequence[int], classes: Sequence[int], choice: LabelChoice, seed: int) -> Tensor:
-    """Labels [B], int64, of samples with these numbers.
-
-    Args:
-        choice: "random" draws each from the classes, as the published samples are; "balanced" takes them in turn, so
-            that any number of samples has every class equally often, give or take one.
-    """
-    if choice == "balanced":
-        return torch.tensor([classes[index % len(classes)] for index in indices])
-    return torch.tensor([python_generator(seed, "sample_label", index).choice(classes) for index in indices])
+from common.random import torch_generator
 
 
 def sample_noise(indices: Sequence[int], shape: Sequence[int], seed: int, purpose: str) -> Tensor:

@@ -22,7 +22,7 @@ class TokenFormat(ShardFormat):
 
     Args:
         crops: views of an image. "centre": the centre crop, and mirrored (A = 2). "ten": corners (top left, top right,
-            bottom left, bottom right) and centre of a slightly larger one, then all mirrored (A = 10).
+            bottom left, bottom right) and centre of a slightly larger one, then those of its mirror image (A = 10).
         resolution: side of a view in pixels.
     """
 

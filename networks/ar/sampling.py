@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from networks.ar.config import TokenSamplingConfig
 from networks.ar.gpt import GPT
 
@@ -46,12 +47,13 @@ def draw_tokens(probabilities: Tensor, uniform: Tensor) -> Tensor:
         probabilities: [B, V].
         uniform: [B] in [0, 1), float64.
 
-    Returns: int64 [B]; codes without probability are never drawn.
+    Returns: int64 [B]; codes without probability are never drawn. What is drawn where probabilities are not finite is
+        some code.
     """
     cumulative = probabilities.double().cumsum(-1)
     total = cumulative[:, -1]
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0].clamp_max(probabilities.shape[-1] - 1)
 
 
 @torch.no_grad()
@@ -69,7 +71,7 @@ def generate_tokens(
         step: in place of `network.step`, the same compiled.
 
     Returns: int64 [B, n].
-    Raises: UserError if guidance is asked for and the network has no null class.
+    Raises: UserError if guidance is asked for and the network has no null class, or if logits are not finite.
     """
     assert not network.training, "dropout would change the samples"
     step = step or network.step
@@ -81,11 +83,13 @@ def generate_tokens(
     caches = network.new_caches(len(rows))
     tokens = labels.new_zeros(images, count)
     latest = torch.zeros_like(rows)
+    finite = torch.ones((), dtype=torch.bool, device=labels.device)  # asked once, for each answer waits for the device
     for position in range(count):
         if position == guided and len(rows) > images:  # what follows is conditional alone
             rows, latest, caches = labels, latest[:images], [cache.first(images) for cache in caches]
         length = min(-(-(position + 1) // CHUNK) * CHUNK, network.config.block_size)
         logits = step(latest, rows, caches, torch.tensor([position], device=labels.device), length)
+        finite &= logits.isfinite().all()
         if len(rows) > images:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional + config.cfg_scale * (conditional - unconditional)
@@ -94,6 +98,8 @@ def generate_tokens(
         drawn = probabilities.argmax(-1) if greedy else draw_tokens(probabilities, uniform[:, position])
         tokens[:, position] = drawn
         latest = drawn.repeat(len(rows) // images)
+    if not finite:
+        raise UserError("the logits of tokens are not finite; check the weights, or sample in fp32.")
     return tokens
 
 

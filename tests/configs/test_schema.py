@@ -152,7 +152,7 @@ KEYS = schema_keys(EXPERIMENTS["vfm_vae"])
         ("validation={num_images: 5}", "validation.path: missing. It has no default; give it a value."),
         (
             "system=vfm_vea",
-            "system: found 'vfm_vea', expected one of vfm_vae, vfmtok, lightningdit, reg. Closest: vfm_vae.",
+            "system: found 'vfm_vea', expected one of vfm_vae, vfmtok, lightningdit, reg, gpt_c2i. Closest: vfm_vae.",
         ),
         (
             "decoder.use_cross_attn=true",

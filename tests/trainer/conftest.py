@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from tests.tiny import tiny_values
 from trainer.launch import system_class
 from trainer.metrics import read_log
 from trainer.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +99,21 @@ def comparable(run_dir: Path) -> list[dict[str, Any]]:
     """Log lines without time, rate and memory."""
     lines = read_log(run_dir / "log.jsonl")
     return [{k: v for k, v in line.items() if not k.startswith(("timing/", "resources/"))} for line in lines]
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Run a script in this process; returns its exit code."""
+
+    def run(script: str, *arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            return end.code or 0
+        return 0
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Decode the latents that a diffusion model sampled, on the CPU, one GPU or many (with torchrun).
+"""Decode the latents or tokens that a network sampled, on the CPU, one GPU or many (with torchrun).
 
 Images are named rank00_000000.png, ... in the order of the shards, however many processes decode them. An interrupted
 run goes on where it was.
@@ -14,7 +14,9 @@ from common.command import run_command
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input-dir", required=True, help="folder of *.safetensors shards with latents and labels")
+    parser.add_argument(
+        "--input-dir", required=True, help="folder of *.safetensors shards with latents or tokens, and labels"
+    )
     parser.add_argument("--output-dir", required=True, help="gets the PNG files, labels.json and manifest.json")
     parser.add_argument("--vae-pth", required=True, help="checkpoint folder, run folder or reference .pth")
     parser.add_argument("--use-config", help="YAML of the model; may be left out if the checkpoint carries it")

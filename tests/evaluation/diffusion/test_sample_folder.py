@@ -16,8 +16,9 @@ from common.errors import DataError, UserError
 from data.latents import LatentNormalisation
 from data.sample_shards import open_samples, read_labels
 from evaluation import output_folder
-from evaluation.diffusion import sample_folder
-from evaluation.diffusion.sample_folder import SampleRequest, write_samples
+from evaluation.diffusion.latent_samples import LatentSamples
+from evaluation.sampling import folder as sample_folder
+from evaluation.sampling.folder import SampleRequest, write_samples
 from tests.evaluation.diffusion.tiny_samplers import lightningdit_sampler, reg_sampler
 from tests.faults.ranks import run_ranks
 
@@ -27,7 +28,7 @@ REQUEST = SampleRequest(count=11, seed=3, labels="balanced")
 
 def write(folder: Path, request: SampleRequest = REQUEST, sampler=None, **options):
     options = {"batch_size": 3, "samples_per_shard": 4, **options}
-    return write_samples(sampler or lightningdit_sampler(), NORMALISATION, folder, request, **options)
+    return write_samples(LatentSamples(sampler or lightningdit_sampler(), NORMALISATION), folder, request, **options)
 
 
 def samples(folder: Path) -> dict[str, Tensor]:
@@ -61,7 +62,7 @@ def test_shards_hold_denormalised_latents_and_labels_in_order(whole):
 
 def test_decode_tools_read_the_shards(whole):
     shards = open_samples(whole).shards
-    assert [(shard.rows, shard.latent_shape) for shard in shards] == [(4, (5, 4, 4)), (4, (5, 4, 4)), (3, (5, 4, 4))]
+    assert [(shard.rows, shard.shape) for shard in shards] == [(4, (5, 4, 4)), (4, (5, 4, 4)), (3, (5, 4, 4))]
     assert [label for shard in shards for label in read_labels(shard)] == [*range(10), 0]
 
 
@@ -150,7 +151,9 @@ def test_other_statistics_of_the_latents_are_noticed(whole):
     for change, key in (({"mean": torch.zeros(5, 1, 1)}, "statistics_sha256"), ({"multiplier": 1.0}, "multiplier")):
         other = replace(NORMALISATION, **change)
         with pytest.raises(DataError, match=f"{key}: found"):
-            write_samples(lightningdit_sampler(), other, whole, REQUEST, batch_size=3, samples_per_shard=4)
+            write_samples(
+                LatentSamples(lightningdit_sampler(), other), whole, REQUEST, batch_size=3, samples_per_shard=4
+            )
 
 
 def test_foreign_shards_are_refused(whole):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from common.config import violations
 from common.errors import UserError
 from evaluation.diffusion.config import REG_SAMPLING_RELATIONS, LightningDiTSamplingConfig, REGSamplingConfig
-from evaluation.diffusion.draws import StepNoise, sample_labels, sample_noise
+from evaluation.diffusion.draws import StepNoise, sample_noise
 from evaluation.diffusion.samplers import Entangled, LightningDiTSampler, last, shifted_times
+from evaluation.sampling.labels import sample_labels
 from losses.config import TimeInterval, TransportConfig
 from losses.paths import PATHS
 from networks.diffusion.guidance import combine

@@ -108,6 +108,13 @@ def test_greedy_tokens_need_no_draws() -> None:
     assert torch.equal(one, two)
 
 
+def test_weights_that_give_no_numbers_are_named() -> None:
+    network = gpt()
+    torch.nn.init.constant_(network.output.weight, float("nan"))
+    with pytest.raises(UserError, match="the logits of tokens are not finite"):
+        generate_tokens(network, torch.arange(2), draws(2), TokenSamplingConfig())
+
+
 @pytest.mark.slow
 def test_a_compiled_step_draws_the_same_tokens() -> None:
     network, labels, config = gpt(), torch.arange(3), TokenSamplingConfig(cfg_scale=2.0)

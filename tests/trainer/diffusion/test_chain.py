@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +16,7 @@ from data.latents import read_normalisation
 from tests.tiny import write_config
 from tests.trainer.diffusion.tiny_runs import tiny_values
 
-ROOT = Path(__file__).parents[3]
 SAMPLE = {"lightningdit": {"num_sampling_steps": 4, "cfg_scale": 2.0}, "reg": {"num_steps": 4, "cfg_scale": 2.0}}
-
-
-@pytest.fixture
-def command(monkeypatch):
-    """Run a script in this process; returns its exit code."""
-
-    def run(script: str, *arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except SystemExit as end:
-            return end.code or 0
-        return 0
-
-    return run
 
 
 def samples_in(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Folders of samples, as the decode tools read them.
 
     samples_rank{RR}_shard{SSS}.safetensors     latents: float32 [n, C, h, w], as the decoder takes them
+                                                or tokens: uint16 [n, K, h, w]
                                                 labels:  int32 [n]
     manifest.json                               what they were made by, `status`, and how they are divided
 
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,13 +28,28 @@ from common import distributed
 from common.errors import DataError, UserError
 from common.files import write_json_atomically
 from common.lock import locked
-from data.latents import LatentNormalisation
 from evaluation.batches import fill_up, in_batches
-from evaluation.diffusion.draws import LabelChoice, sample_labels
-from evaluation.diffusion.samplers import Sampler
 from evaluation.output_folder import MANIFEST_NAME, read_manifest, refuse_other_origin, tool_versions, write_shard
 from evaluation.prefetch.parts import Part, divide
-from networks.fingerprint import weights_fingerprint
+from evaluation.sampling.labels import LabelChoice, sample_labels
+
+
+class SampleMaker(Protocol):
+    """Makes samples, of which each depends on nothing but the weights, its label, the seed and its number.
+
+    Attributes:
+        num_classes: labels are 0 to num_classes - 1.
+    """
+
+    num_classes: int
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the samples besides labels, seed and numbers, for a manifest."""
+        ...
+
+    def columns(self, indices: Sequence[int], labels: Tensor, seed: int) -> dict[str, Tensor]:
+        """What is stored of samples with these numbers and labels [B], by name, [B, ...] each on the CPU."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,7 @@ class SampleRequest:
 
     Args:
         count: how many.
-        seed: with a sample's number, it decides label and noise.
+        seed: with a sample's number, it decides all draws.
         labels: "random" as published, or "balanced": every class equally often, give or take one.
         classes: the classes to draw from; None: all that the network knows.
     """
@@ -79,8 +95,7 @@ class SampleSummary:
 
 
 def write_samples(
-    sampler: Sampler,
-    normalisation: LatentNormalisation,
+    maker: SampleMaker,
     output_dir: str | Path,
     request: SampleRequest,
     *,
@@ -91,7 +106,6 @@ def write_samples(
     """Draw samples on all ranks; every rank must call it. Shards that an interrupted run has finished are kept.
 
     Args:
-        normalisation: of the latents that the network was trained on; the decoder takes them without.
         output_dir: empty, or with what a run of the same weights, settings and request has left.
         batch_size: samples per batch on each rank. It changes nothing beyond the rounding of the kernels, except with
             dopri5, whose steps a batch shares.
@@ -100,7 +114,7 @@ def write_samples(
     Raises: DataError if the folder holds something else, if it cannot be written, or if a sample is not finite.
     """
     started = time.monotonic()
-    job = _Job(sampler, normalisation, Path(output_dir), request, request.pool(sampler.num_classes), batch_size)
+    job = _Job(maker, Path(output_dir), request, request.pool(maker.num_classes), batch_size)
     with ExitStack() as stack:
         distributed.on_rank_0(lambda: _hold(stack, job.output_dir))
         plan = distributed.on_rank_0(lambda: _plan(job, samples_per_shard))
@@ -127,8 +141,7 @@ def write_samples(
 class _Job:
     """What all shards of a run have in common."""
 
-    sampler: Sampler
-    normalisation: LatentNormalisation
+    maker: SampleMaker
     output_dir: Path
     request: SampleRequest
     classes: Sequence[int]
@@ -174,11 +187,8 @@ def _plan(job: _Job, samples_per_shard: int) -> _Plan:
 
 def _identity(job: _Job, samples_per_shard: int) -> dict[str, Any]:
     """What decides the samples and their files, as JSON gives it back."""
-    statistics = {"mean": job.normalisation.mean, "std": job.normalisation.std}
     identity = {
-        **job.sampler.identity(),
-        "statistics_sha256": weights_fingerprint(statistics),
-        "latent_multiplier": job.normalisation.multiplier,
+        **job.maker.identity(),
         "request": asdict(job.request),
         "samples_per_shard": samples_per_shard,
     }
@@ -202,21 +212,16 @@ def _write_shards(job: _Job, parts: Sequence[Part]) -> None:
             for batch in in_batches(indices, job.batch_size):
                 batches.append(_sample_batch(job, batch, labels[batch[0] - part.start :]))
                 progress.update(len(batch))
-            write_shard(job.path(part), {"latents": torch.cat(batches), "labels": labels.to(torch.int32)})
+            columns = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+            write_shard(job.path(part), {**columns, "labels": labels.to(torch.int32)})
 
 
-def _sample_batch(job: _Job, indices: list[int], labels: Tensor) -> Tensor:
-    """The latents of these samples, float32 on the CPU; `labels` begins with theirs.
+def _sample_batch(job: _Job, indices: list[int], labels: Tensor) -> dict[str, Tensor]:
+    """What is stored of these samples; `labels` begins with theirs.
 
     The batch is filled up with copies, so that the number of samples does not change what is computed for one.
     """
     filled = fill_up(indices, job.batch_size)
     of_batch = torch.tensor(fill_up(labels[: len(indices)].tolist(), job.batch_size))
-    x = job.sampler.sample(filled, of_batch, job.request.seed)[: len(indices)]
-    z = job.normalisation.denormalise(x).float().cpu()
-    for index, latent in zip(indices, z):
-        if not latent.isfinite().all():
-            raise DataError(
-                f"sample {index}: its latent is not finite; check the weights and the statistics of the latents."
-            )
-    return z
+    columns = job.maker.columns(filled, of_batch, job.request.seed)
+    return {name: rows[: len(indices)] for name, rows in columns.items()}

@@ -1,0 +1,1 @@
+"""Sampling of autoregressive models."""
