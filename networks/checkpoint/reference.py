@@ -15,6 +15,7 @@ vit_vqgan_step_<step>.pt = {
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 from collections.abc import Mapping
@@ -65,7 +66,7 @@ def read_reference(path: str | Path) -> ReferenceCheckpoint:
     Raises: CheckpointError if it is missing, damaged, would execute code, or is no such file.
     """
     require_file(path)
-    content = read_torch_file(path)
+    content = read_torch_file(path, records=[argparse.Namespace])  # VFMTok's files keep their arguments
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: found {type(content).__name__}, expected a dictionary of tensors.")
     origin = Origin.from_json(content.get("derived_from")) or Origin(Path(path).name, UNKNOWN_LICENCE)

@@ -53,12 +53,12 @@ class VFMTokTokenizer(nn.Module):
     Attributes:
         image_multiple: the side of an image, in pixels; both sides of every image must have it.
         png_rounding: how published images are brought to 8 bits.
-        optional_weights: prefix of weights that may be absent or left over; there are none.
+        optional_weights: prefix of weights that may be absent: how often codes are used, which is followed in training.
     """
 
     is_discrete = True
     png_rounding: Rounding = "nearest"
-    optional_weights = None
+    optional_weights = "quantizer.codebooks.0.usage"
 
     def __init__(self, config: VFMTokConfig, encoder: VisionEncoder | None):
         super().__init__()

@@ -17,7 +17,6 @@ from tests.golden.cases import Case, collect, fill, load_filled
 from tests.golden.check_encoders import build_encoder
 from tests.golden.check_networks import check_tiny, tokenizer_config
 from tests.golden.plain_decoder import plain_decode
-from tests.golden.test_golden import reason_to_come
 from tests.tiny import SIGLIP
 
 VFM = {"family": "siglip2", "config_class": "SiglipVisionConfig", "transformers_class": "SiglipVisionModel"}
@@ -92,6 +91,5 @@ def write_case(folder: Path, options: dict[str, Any]) -> Case:
 )
 def test_decoder_without_convnext_layers_agrees_with_a_plain_one(changes: dict[str, Any], tmp_path: Path) -> None:
     case = write_case(tmp_path, GENERATOR | changes)
-    assert reason_to_come(case) is None
     check_tiny(case)
     assert case.compared == 5
