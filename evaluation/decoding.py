@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,19 @@ IMAGES_PER_PART = 64
 
 
 @dataclass(frozen=True)
+class OutputSize:
+    """How large decoded images become, by bicubic interpolation before they are rounded.
+
+    Args:
+        side: in pixels; None: as they are decoded.
+        antialias: in that; published samples of VFMTok are not.
+    """
+
+    side: int | None = None
+    antialias: bool = False
+
+
+@dataclass(frozen=True)
 class DecodePlan:
     """What is decoded, and under which names.
 
@@ -61,12 +74,14 @@ class DecodePlan:
         numbering_ranks: names are those that so many ranks of the reference would give.
         max_images_per_rank: only the first so many of each of these ranks.
         skip_bad_shards: leave out shards that cannot be read.
+        size: how large images become.
     """
 
     input_dir: Path
     numbering_ranks: int = 1
     max_images_per_rank: int | None = None
     skip_bad_shards: bool = False
+    size: OutputSize = OutputSize()
 
 
 @dataclass(frozen=True)
@@ -124,24 +139,23 @@ class SampleReader:
         return z
 
 
-def to_pixels(images: Tensor, rounding: Rounding, side: int | None = None, antialias: bool = False) -> Tensor:
+def to_pixels(images: Tensor, rounding: Rounding, size: OutputSize = OutputSize()) -> Tensor:
     """Decoded images [B, 3, H, W] in [-1, 1] -> uint8 [B, 3, H, W], or [B, 3, side, side].
 
     Args:
         rounding: of a tokenizer's published PNG files, see `unit_to_uint8`.
-        side: resize bicubically first; None: leave the size alone.
-        antialias: in that; published samples are not.
     """
-    if side is not None:
-        images = F.interpolate(images.float(), size=(side, side), mode="bicubic", antialias=antialias)
+    side = size.side
+    if side is not None and tuple(images.shape[-2:]) != (side, side):
+        images = F.interpolate(images.float(), size=(side, side), mode="bicubic", antialias=size.antialias)
     return unit_to_uint8(signed_to_unit(images), rounding)
 
 
 @torch.inference_mode()
-def decode_batch(model: nn.Module, samples: Tensor, labels: Labels = None) -> Tensor:
+def decode_batch(model: nn.Module, samples: Tensor, labels: Labels = None, size: OutputSize = OutputSize()) -> Tensor:
     """Latents [B, C, h, w] or tokens [B, K, h, w] -> uint8 [B, 3, H, W], rounded as published PNG files are."""
     z = samples if samples.is_floating_point() else model.tokens_to_latent(samples)
-    return to_pixels(model.decode(z, labels).reconstruction, model.png_rounding)
+    return to_pixels(model.decode(z, labels).reconstruction, model.png_rounding, size)
 
 
 def decode_share(
@@ -153,6 +167,7 @@ def decode_share(
     batch_size: int,
     device: torch.device,
     labels: Callable[[Sequence[Sample]], Labels],
+    size: OutputSize = OutputSize(),
     workers: int = 4,
     show_progress: bool = False,
 ) -> None:
@@ -172,7 +187,7 @@ def decode_share(
         for batch in in_batches(numbers, batch_size):
             filled = [samples[number] for number in fill_up(batch, batch_size)]
             read = torch.stack(fill_up([reader.read(sample) for sample in filled[: len(batch)]], batch_size))
-            images = decode_batch(model, read.to(device), labels(filled)).cpu()
+            images = decode_batch(model, read.to(device), labels(filled), size).cpu()
             for number, image in zip(batch, images):
                 tasks = [output.add(number, image) for output in outputs if not output.is_done(number)]
                 pending.extend(pool.submit(task) for task in tasks if task is not None)
@@ -221,6 +236,7 @@ def decode_folder(
                 batch_size=batch_size,
                 device=device,
                 labels=_conditioner(model, device, class_texts),
+                size=plan.size,
                 workers=workers,
                 show_progress=distributed.rank() == 0,
             )
@@ -264,6 +280,7 @@ def _prepare(
         "samples_sha256": samples_fingerprint(opened.shards),
         "numbering_ranks": plan.numbering_ranks,
         "png_rounding": model.png_rounding,
+        "size": asdict(plan.size),
     }
     names = [sample.name for sample in samples]
     refuse_foreign(targets.output_dir, set(names) if targets.pngs else set())

@@ -8,7 +8,6 @@ distance and the kernel distance are the project's, which equal its own (tested)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -59,16 +58,16 @@ def score_sets(pairs: Pairs, extractor: Extractor, computing: Computing) -> SetS
     Raises: DataError if an image cannot be read, if the images of a folder differ in size, or if there are fewer than
         two.
     """
-    reference = _features_of(pairs.ref_dir, pairs.names, extractor, computing, with_logits=False)
-    prediction = _features_of(pairs.pred_dir, pairs.names, extractor, computing, with_logits=True)
+    reference = _features_of(pairs.ref_dir, pairs, extractor, computing, with_logits=False)
+    prediction = _features_of(pairs.pred_dir, pairs, extractor, computing, with_logits=True)
     return distributed.on_rank_0(lambda: _score(reference, prediction, extractor))
 
 
 def _features_of(
-    folder: Path, names: Sequence[str], extractor: Extractor, computing: Computing, with_logits: bool
+    folder: Path, pairs: Pairs, extractor: Extractor, computing: Computing, with_logits: bool
 ) -> _Features | None:
     """Features of all images on rank 0; None on the others, which have only helped."""
-    images = FileImages([ImageFile(folder / name, name) for name in names])
+    images = FileImages([ImageFile(folder / name, name) for name in pairs.names], pairs.resize)
     pool, logits = [], []
     for part in extract_features(images, extractor, computing, f"{extractor.name}: {folder.name}"):
         if distributed.rank() == 0:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from common.errors import DataError
 from common.random import numpy_generator
 from evaluation.batches import read_ahead
-from evaluation.images import InputImage, UnreadableImage, list_images, open_images, read_input, to_tensor
+from evaluation.images import InputImage, UnreadableImage, list_images, open_images, read_input, resized, to_tensor
 from evaluation.npz import array_names, read_header, read_rows, write_npz
 
 IMAGES_KEY = "arr_0"
@@ -71,15 +71,15 @@ class FileImages(ImageBatch):
 
     Args:
         images: at least one.
+        resize: side to which all are brought first, see `evaluation.images.resized`.
     """
 
-    def __init__(self, images: Sequence[InputImage]):
-        self._images = images
+    def __init__(self, images: Sequence[InputImage], resize: int | None = None):
+        self._images, self._resize = images, resize
         super().__init__(len(images), self._size(images[0]))
 
-    @staticmethod
-    def _size(image: InputImage) -> tuple[int, int]:
-        width, height = _readable(image).size
+    def _size(self, image: InputImage) -> tuple[int, int]:
+        width, height = resized(_readable(image), self._resize).size
         return height, width
 
     def read(self, indices: Sequence[int], workers: int = 4) -> Iterator[Tensor]:
@@ -87,7 +87,7 @@ class FileImages(ImageBatch):
             yield from read_ahead(pool, self._read_one, indices, ahead=4 * workers)
 
     def _read_one(self, index: int) -> Tensor:
-        pixels = np.asarray(_readable(self._images[index]))
+        pixels = np.asarray(resized(_readable(self._images[index]), self._resize))
         if pixels.shape[:2] != self.size:
             sizes = [f"{width} x {height}" for height, width in (pixels.shape[:2], self.size)]
             raise DataError(

@@ -201,6 +201,13 @@ def read_input(image: InputImage) -> Image.Image:
     return _as_rgb(image.content)
 
 
+def resized(image: Image.Image, side: int | None) -> Image.Image:
+    """An image brought to side x side by PIL's bicubic filter, which antialiases; as it is where `side` is None."""
+    if side is None or image.size == (side, side):
+        return image
+    return image.resize((side, side), Image.Resampling.BICUBIC)
+
+
 def _as_rgb(read: Callable[[], bytes]) -> Image.Image:
     try:
         return Image.fromarray(decode_image(read()).pixels)

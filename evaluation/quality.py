@@ -21,7 +21,7 @@ from common.errors import DataError
 from common.files import write_text_atomically
 from common.similarity import psnr, ssim
 from common.value_range import uint8_to_unit, unit_to_signed
-from evaluation.images import IMAGE_SUFFIXES, UnreadableImage, read_rgb, to_tensor
+from evaluation.images import IMAGE_SUFFIXES, UnreadableImage, read_rgb, resized, to_tensor
 
 DEFAULT_PSNR_CAP = 100.0
 _SHOWN_NAMES = 10
@@ -34,12 +34,15 @@ class Pairs:
     Args:
         names: paths below both folders, sorted.
         unmatched: paths that only one folder has.
+        resize: side to which all images are brought first, by PIL's bicubic filter (published VFMTok: 256); None: they
+            are taken as they are.
     """
 
     ref_dir: Path
     pred_dir: Path
     names: tuple[str, ...]
     unmatched: tuple[str, ...]
+    resize: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,20 @@ class QualitySummary:
     capped: int
 
 
-def pair_folders(ref_dir: str | Path, pred_dir: str | Path, allow_unmatched: bool = False) -> Pairs:
+def pair_folders(
+    ref_dir: str | Path, pred_dir: str | Path, allow_unmatched: bool = False, resize: int | None = None
+) -> Pairs:
     """Pair the images of two folders by identical path, suffix included; sub-folders and case count.
+
+    Args:
+        allow_unmatched: leave out images without a partner.
+        resize: see `Pairs`.
 
     Raises: DataError if a folder is missing, if nothing matches, or, unless allowed, if anything is unmatched.
     """
     ref_dir, pred_dir = Path(ref_dir), Path(pred_dir)
     ref, pred = _image_names(ref_dir), _image_names(pred_dir)
-    pairs = Pairs(ref_dir, pred_dir, tuple(sorted(ref & pred)), tuple(sorted(ref ^ pred)))
+    pairs = Pairs(ref_dir, pred_dir, tuple(sorted(ref & pred)), tuple(sorted(ref ^ pred)), resize)
     if not pairs.names:
         raise DataError(
             f"{ref_dir} ({len(ref)} images) and {pred_dir} ({len(pred)} images) have no file name in common; "
@@ -166,7 +175,7 @@ def _runs_of_equal_size(pairs: Iterable[_NamedPair]) -> Iterator[list[_NamedPair
 
 
 def _read_pair(pairs: Pairs, name: str) -> tuple[np.ndarray, np.ndarray]:
-    reference, prediction = (read_pixels(folder / name) for folder in (pairs.ref_dir, pairs.pred_dir))
+    reference, prediction = (read_pixels(folder / name, pairs.resize) for folder in (pairs.ref_dir, pairs.pred_dir))
     if reference.shape != prediction.shape:
         sizes = [f"{image.shape[1]} x {image.shape[0]}" for image in (reference, prediction)]
         raise DataError(
@@ -176,10 +185,14 @@ def _read_pair(pairs: Pairs, name: str) -> tuple[np.ndarray, np.ndarray]:
     return reference, prediction
 
 
-def read_pixels(path: Path) -> np.ndarray:
-    """An image file as uint8 [H, W, 3]. Raises DataError that names a file that cannot be read."""
+def read_pixels(path: Path, resize: int | None = None) -> np.ndarray:
+    """An image file as uint8 [H, W, 3]. Raises DataError that names a file that cannot be read.
+
+    Args:
+        resize: see `Pairs`.
+    """
     try:
-        return np.asarray(read_rgb(path))
+        return np.asarray(resized(read_rgb(path), resize))
     except UnreadableImage as error:
         raise DataError(f"{path}: not readable as an image ({error}).") from error
 

@@ -54,6 +54,7 @@ class Evaluation:
         lpips_weights: name and hash of LPIPS's trunk, or None.
         set_scores: rFID and its relatives, or None.
         unmatched: images without partner, which were left out.
+        resize: side to which all images were brought first.
     """
 
     scores: list[PairScore]
@@ -61,6 +62,7 @@ class Evaluation:
     lpips_weights: str | None
     set_scores: SetScores | None
     unmatched: int
+    resize: int | None = None
 
     def metrics(self) -> dict[str, float | None]:
         """All means by name, rounded to 6 digits; LPIPS is None if it was left out."""
@@ -83,7 +85,10 @@ class Evaluation:
         if self.lpips_weights is not None:
             lpips = f"VGG16 trunk ({self.lpips_weights}), version 0.1 heads, images in [-1, 1]"
         sets = {} if self.set_scores is None else {"sets": self.set_scores.protocol}
-        return PAIR_PROTOCOL | {"lpips": lpips} | sets
+        sizes = "as they are"
+        if self.resize is not None:
+            sizes = f"brought to {self.resize} x {self.resize} by PIL's bicubic filter"
+        return PAIR_PROTOCOL | {"sizes": sizes, "lpips": lpips} | sets
 
 
 def evaluate_pairs(pairs: Pairs, metrics: Metrics) -> Evaluation:
@@ -114,7 +119,7 @@ def evaluate_pairs(pairs: Pairs, metrics: Metrics) -> Evaluation:
     trunk = None if metrics.lpips is None else Path(metrics.lpips.where)
     lpips_weights = None if trunk is None else f"{trunk.name}, SHA-256 {sha256_of(trunk)}"
     summary = summarise(scores, metrics.psnr_cap)
-    return Evaluation(scores, summary, lpips_weights, set_scores, len(pairs.unmatched))
+    return Evaluation(scores, summary, lpips_weights, set_scores, len(pairs.unmatched), pairs.resize)
 
 
 def choose_extractor(choice: str, inception_weights: str | None = None) -> Extractor | None:

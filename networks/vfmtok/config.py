@@ -60,7 +60,7 @@ class PixelDecoderConfig(StrictModel):
     multipliers: list[PositiveInt] = Field(
         [1, 1, 2, 2, 4], min_length=1, description="Channels of each resolution over that, from full to lowest."
     )
-    num_res_blocks: PositiveInt = Field(1, description="One less than the residual blocks per resolution.")
+    num_res_blocks: NonNegativeInt = Field(1, description="One less than the residual blocks per resolution.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in the residual blocks in training.")
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.value_range import signed_to_unit
-from evaluation.decoding import to_pixels
+from evaluation.decoding import OutputSize, to_pixels
 from losses.config import EntropyTermConfig, VQTermConfig
 from losses.entropy import EntropyLoss
 from losses.interfaces import LossInputs
@@ -345,7 +345,7 @@ def _check_uint8(case: Case, images: Tensor) -> None:
     side, step = re.search(
         r"decode_codes_to_img\(indices, (\d+)\)\[:, ::(\d+)", case.facts["image_subsampling"]
     ).groups()
-    pixels = rearrange(to_pixels(images, VFMTokTokenizer.png_rounding, int(side)), "b c h w -> b h w c")
+    pixels = rearrange(to_pixels(images, VFMTokTokenizer.png_rounding, OutputSize(int(side))), "b c h w -> b h w c")
     difference = (pixels[:, :: int(step), :: int(step)].int() - case.tensors["uint8_256_sub"].int()).abs()
     assert difference.max() <= 1
     assert (difference > 0).float().mean() <= 0.005

@@ -37,17 +37,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="name the images as the reference does with so many processes (default: 1)",
     )
     parser.add_argument("--max-images-per-gpu", type=int, help="only the first so many of each rank of --world-size")
+    parser.add_argument(
+        "--output-size",
+        type=int,
+        help="bring images to this side first, bicubically (default: as decoded; published samples of VFMTok: 256)",
+    )
+    parser.add_argument("--antialias", action="store_true", help="antialias in that; published samples are not")
     parser.add_argument("--class-index-json", help="class index -> text, for labels.json and decoders that read texts")
     parser.add_argument("--skip-bad-shards", action="store_true", help="go on without shards that cannot be read")
     parser.add_argument("--num-workers", type=int, default=4, help="threads that write images")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
     parsed = parser.parse_args(arguments)
-    for name in ("batch_size_per_gpu", "world_size", "max_images_per_gpu", "num_workers"):
+    for name in ("batch_size_per_gpu", "world_size", "max_images_per_gpu", "output_size", "num_workers"):
         value = getattr(parsed, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')}: found {value}, expected at least 1")
     if not parsed.pngs and not parsed.output_npz:
         parser.error("--no-png: nothing to write; give --output-npz")
+    if parsed.antialias and parsed.output_size is None:
+        parser.error("--antialias: nothing to resize; give --output-size")
     if parsed.output_npz and not parsed.output_npz.endswith(".npz"):
         parser.error(f"--output-npz: found {parsed.output_npz}, expected a name that ends in .npz")
     return parsed
@@ -68,14 +76,18 @@ def decode(arguments: argparse.Namespace, device) -> int:
     from common import distributed
     from configs.schema import load_config, of_tokenizer
     from data.labels import read_class_texts
-    from evaluation.decoding import DecodePlan, DecodeTargets, decode_folder
+    from evaluation.decoding import DecodePlan, DecodeTargets, OutputSize, decode_folder
     from networks.checkpoint import load_tokenizer
 
     config = of_tokenizer(load_config(arguments.use_config)).tokenizer() if arguments.use_config else None
     summary = decode_folder(
         load_tokenizer(arguments.vae_pth, config, device=device, weights=arguments.weights),
         DecodePlan(
-            Path(arguments.input_dir), arguments.world_size, arguments.max_images_per_gpu, arguments.skip_bad_shards
+            Path(arguments.input_dir),
+            arguments.world_size,
+            arguments.max_images_per_gpu,
+            arguments.skip_bad_shards,
+            OutputSize(arguments.output_size, arguments.antialias),
         ),
         DecodeTargets(
             Path(arguments.output_dir),

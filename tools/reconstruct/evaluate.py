@@ -21,6 +21,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output-json", help="write the means and the protocol here")
     parser.add_argument("--per-image-csv", help="write one line per pair here")
     parser.add_argument("--allow-unmatched", action="store_true", help="ignore images that have no partner")
+    parser.add_argument(
+        "--resize",
+        type=int,
+        help="bring all images to this side first, by PIL's bicubic filter (default: none; published VFMTok: 256)",
+    )
     parser.add_argument("--all", action="store_true", help="also rFID, rIS and KID: --extractor inception")
     add_metric_arguments(parser, extractor="none")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
@@ -28,6 +33,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if parsed.all and parsed.extractor == "none":
         parsed.extractor = "inception"
     check_metric_arguments(parser, parsed)
+    if parsed.resize is not None and parsed.resize < 1:
+        parser.error(f"--resize: found {parsed.resize}, expected at least 1")
     if parsed.batch_size < 1 or parsed.num_workers < 0:
         parser.error("--batch-size must be at least 1 and --num-workers at least 0")
     return parsed
@@ -70,7 +77,7 @@ def evaluate(arguments: argparse.Namespace, device) -> None:
     from evaluation.quality import pair_folders, write_csv
     from evaluation.reconstruction_scores import evaluate_pairs
 
-    pairs = pair_folders(arguments.ref_dir, arguments.pred_dir, arguments.allow_unmatched)
+    pairs = pair_folders(arguments.ref_dir, arguments.pred_dir, arguments.allow_unmatched, arguments.resize)
     metrics = build_metrics(arguments, device, arguments.batch_size, arguments.num_workers)
     evaluation = evaluate_pairs(pairs, metrics)
     if distributed.rank() != 0:
