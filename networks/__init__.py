@@ -48,7 +48,7 @@ TOKENIZERS: Registry = Registry(
         ),
     },
 )
-_MODELS = {"VFMVAE": "networks.autoencoder:VFMVAE"}
+_MODELS = {"VFMVAE": "networks.autoencoder:VFMVAE", "VFMTok": "networks.vfmtok.model:VFMTok"}
 
 
 def __getattr__(name: str) -> Any:

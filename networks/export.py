@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from common.errors import UserError
-from networks.vfm_vae import VFMVAETokenizer
+from networks.checkpoint.loading import Tokenizer
 
 ONNX_OPSET = 20
 INPUT, OUTPUT = "latent", "images"
@@ -20,7 +20,7 @@ CONFIG_FILE = "config.json"  # inside a `.pt2` file
 class ImageDecoder(nn.Module):
     """What an exported graph computes: raw latent [B, C, h, w] -> images [B, 3, H, W], nominally in [-1, 1]."""
 
-    def __init__(self, tokenizer: VFMVAETokenizer):
+    def __init__(self, tokenizer: Tokenizer):
         super().__init__()
         self.decoder = tokenizer.decoder
 
@@ -28,7 +28,7 @@ class ImageDecoder(nn.Module):
         return self.decoder(z).reconstruction
 
 
-def export_decoder(tokenizer: VFMVAETokenizer, height: int, width: int) -> ExportedProgram:
+def export_decoder(tokenizer: Tokenizer, height: int, width: int) -> ExportedProgram:
     """The decoder in fp32 as a program for one image size and any batch size.
 
     Args:
@@ -46,7 +46,7 @@ def export_decoder(tokenizer: VFMVAETokenizer, height: int, width: int) -> Expor
         return torch.export.export(ImageDecoder(tokenizer).eval(), (example,), dynamic_shapes=({0: Dim("batch")},))
 
 
-def save_program(program: ExportedProgram, path: str | Path, tokenizer: VFMVAETokenizer) -> None:
+def save_program(program: ExportedProgram, path: str | Path, tokenizer: Tokenizer) -> None:
     """Write a program as a `.pt2` file, which `torch.export.load` reads; the configuration goes into it as JSON."""
     config = json.dumps(tokenizer.config.model_dump(mode="json"))
     with open(path, "wb") as file:  # of a path torch expects the ending, which a file in the making does not have

@@ -10,13 +10,11 @@ from typing import Any
 import yaml
 
 from networks.checkpoint.origin import Origin
-from networks.config import ModelConfig
 from networks.encoders import FAMILIES
 from networks.hub import is_model_id
 
 LIBRARY = "vfm-vae"
 PROTOCOL_SECTIONS = ("data", "equivariance", "losses", "discriminator", "optimizer", "training")
-PAPER = "[arXiv:2510.18457](https://arxiv.org/abs/2510.18457)"
 
 # Licences by the identifiers that the hub knows.
 HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0")
@@ -75,23 +73,39 @@ def _without_places(values: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+@dataclass(frozen=True)
+class CardText:
+    """What a card says of a kind of model.
+
+    Attributes:
+        name: as the paper calls it.
+        paper: its number on arXiv.
+        tags: for the hub.
+        about: what becomes of images, up to the size that the model was built for.
+        use: a few lines of Python.
+        latent: what is known of its latent; empty: nothing.
+    """
+
+    name: str
+    paper: str
+    tags: tuple[str, ...]
+    about: str
+    use: str
+    latent: str = ""
+
+
 TEMPLATE = """\
 ---
 {front_matter}---
 
 # {title}
 
-A visual tokenizer: images of any size whose sides are multiples of {multiple} pixels <-> latents of \
-{channels} channels at 1/{factor} of the side. It was built for {side} x {side} pixels after VFM-VAE ({paper}).
+A visual tokenizer: {about} after {name} ([arXiv:{paper}](https://arxiv.org/abs/{paper})).
 
 ## Use
 
 ```python
-from networks import VFMVAE
-
-vae = VFMVAE.from_pretrained("PATH OR ID OF THIS MODEL")
-z = vae.encode(images).latent_dist.mode()  # images: [B, 3, H, W] in [-1, 1]
-reconstruction = vae.decode(z).sample
+{use}
 ```
 
 ## Encoder
@@ -114,37 +128,35 @@ reconstruction = vae.decode(z).sample
 """
 
 
-def model_card(config: ModelConfig, facts: ModelFacts, image_multiple: int, has_encoder: bool) -> str:
+def model_card(text: CardText, facts: ModelFacts, has_encoder: bool) -> str:
     """The text of the card, with the hub's metadata in front.
 
     Args:
-        config: what `config.json` says.
+        text: what the kind of model says of itself.
         facts: where the model comes from.
-        image_multiple: of which both sides of an image must be multiples, in pixels.
         has_encoder: whether the folder holds a copy of the encoder.
     """
     return TEMPLATE.format(
-        front_matter=yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True),
-        title=f"VFM-VAE on {_encoder_name(facts)}",
-        multiple=image_multiple,
-        channels=config.latent_channels,
-        factor=config.latent.resolution_compression_factor,
-        side=config.img_resolution,
-        paper=PAPER,
+        front_matter=yaml.safe_dump(_metadata(text, facts), sort_keys=False, allow_unicode=True),
+        title=f"{text.name} on {_encoder_name(facts)}",
+        about=text.about,
+        name=text.name,
+        paper=text.paper,
+        use=text.use,
         encoder=_rows(_encoder(facts, has_encoder)),
         licence=_licence(facts),
         training=_training(facts),
-        measured=_measured(config, facts),
+        measured=_measured(text, facts),
     )
 
 
-def _metadata(facts: ModelFacts) -> dict[str, Any]:
+def _metadata(text: CardText, facts: ModelFacts) -> dict[str, Any]:
     licence = facts.stated_licence()
     known = licence is not None and licence.lower() in HUB_LICENCES
     metadata: dict[str, Any] = {"license": licence.lower() if known else "other"}
     if not known:
         metadata["license_name"] = "see-below"
-    metadata |= {"library_name": LIBRARY, "tags": ["vfm-vae", "visual-tokenizer", "autoencoder"]}
+    metadata |= {"library_name": LIBRARY, "tags": list(text.tags)}
     if is_model_id(facts.encoder["vfm_name"]):
         metadata["base_model"] = facts.encoder["vfm_name"]
     return metadata
@@ -184,13 +196,8 @@ def _training(facts: ModelFacts) -> str:
     return f"{text} Configuration of the run:\n\n```yaml\n{yaml.safe_dump(dict(facts.protocol), sort_keys=False)}```"
 
 
-def _measured(config: ModelConfig, facts: ModelFacts) -> str:
-    parts = []
-    if config.latents_std is not None:
-        parts.append(
-            f"Latent: `scaling_factor` {config.scaling_factor:.5g} (1 over the standard deviation of all values); mean "
-            "and standard deviation of each channel are in `config.json`."
-        )
+def _measured(text: CardText, facts: ModelFacts) -> str:
+    parts = [text.latent] if text.latent else []
     numbers = {name: value for name, value in facts.metrics.items() if isinstance(value, int | float)}
     if numbers:
         parts.append("| Metric | Value |\n|---|---|\n" + _rows({k: f"{v:g}" for k, v in numbers.items()}))

@@ -12,18 +12,17 @@ from common.errors import CheckpointError
 from common.files import write_text_atomically
 from networks.checkpoint.folder import (
     ModelFolder,
+    Shape,
     encoder_facts,
     read_manifest,
     read_model_config,
     write_model_folder,
 )
-from networks.checkpoint.loading import load_folder
+from networks.checkpoint.loading import Tokenizer, load_folder
 from networks.checkpoint.names import ENCODER
-from networks.config import ModelConfig
 from networks.fingerprint import weights_fingerprint
 from networks.hub import download_model, is_model_id
-from networks.model_card import ModelFacts, model_card
-from networks.vfm_vae import VFMVAETokenizer
+from networks.model_card import CardText, ModelFacts, model_card
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +31,8 @@ log = logging.getLogger(__name__)
 class LoadedModel:
     """A tokenizer with what came with it."""
 
-    tokenizer: VFMVAETokenizer
-    config: ModelConfig
+    tokenizer: Tokenizer
+    config: Shape
     facts: ModelFacts
 
 
@@ -44,7 +43,7 @@ def load_model(
     weights: Literal["ema", "raw"],
     vfm_name: str | None,
 ) -> LoadedModel:
-    """A model by folder or hub id; see `VFMVAE.from_pretrained`."""
+    """A model by folder or hub id; see `UserModel.from_pretrained`."""
     folder = find_checkpoint(_folder_of(name, revision, subfolder), log.warning)
     config, facts = read_model_config(folder), ModelFacts.from_manifest(read_manifest(folder))
     if vfm_name is not None:
@@ -67,9 +66,9 @@ def _folder_of(name: str | Path, revision: str | None, subfolder: str | None) ->
 
 
 def save_model(
-    folder: Path, tokenizer: VFMVAETokenizer, config: ModelConfig, facts: ModelFacts, include_encoder: bool
+    folder: Path, tokenizer: Tokenizer, config: Shape, facts: ModelFacts, text: CardText, include_encoder: bool
 ) -> None:
-    """Write a model folder with its card; see `VFMVAE.save_pretrained`.
+    """Write a model folder with its card; see `UserModel.save_pretrained`.
 
     The card is no part of what the manifest protects, for it is there to be edited.
     """
@@ -94,10 +93,10 @@ def save_model(
         further_facts=facts.further(),
     )
     write_model_folder(folder, content)
-    write_text_atomically(folder / "README.md", model_card(config, facts, tokenizer.image_multiple, include_encoder))
+    write_text_atomically(folder / "README.md", model_card(text, facts, include_encoder))
 
 
-def facts_of(tokenizer: VFMVAETokenizer) -> ModelFacts:
+def facts_of(tokenizer: Tokenizer) -> ModelFacts:
     """What is known of a tokenizer that was not loaded from a folder: its encoder."""
     assert tokenizer.encoder is not None
     sha256 = weights_fingerprint(tokenizer.encoder.state_dict())

@@ -38,11 +38,12 @@ def describe(config: VFMTokExperiment, ranks: int) -> str:
     micro_batch = config.training.batch_size // (ranks * config.training.accumulate_gradients)
     judges = discriminator_cost(config, micro_batch) if config.discriminator.enabled else None
     count = count_parameters(model)
+    parts = {**model.trainable_parts(), **{f"  {name}": part for name, part in model.decoder.named_children()}}
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
     def forward() -> list[Tensor]:
         output = model.fuse(made_up_features(config, micro_batch, torch.device("meta")))
-        return [model.decode(output.z).reconstruction, model.predict_features(output.z)]
+        return [model.decode(output.z).reconstruction, model.decoder.predict_features(output.z)]
 
     flops = 3 * count_flops(forward)
     kept = kept_bytes(forward)
@@ -71,7 +72,7 @@ def describe(config: VFMTokExperiment, ranks: int) -> str:
             ("trainable parameters", shown_count(trainable)),
             ("frozen encoder", "unknown" if encoder is None else shown_count(count_parameters(encoder))),
             ("frozen otherwise", shown_count(count - trainable)),
-            *[(f"  {name}", shown_count(count_parameters(part))) for name, part in model.trainable_parts().items()],
+            *[(f"  {name}", shown_count(count_parameters(part))) for name, part in parts.items()],
             *rows_of_discriminators(judges),
             (
                 "memory per rank",

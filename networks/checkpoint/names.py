@@ -210,9 +210,9 @@ VFMTOK: Rows = [
     *_below("region_encoder.layers", "encode_transformer.transformer", REGION_LAYERS),
     ("to_code", "pre_slots_quant"),
     ("quantizer.codebooks.0.codes", "slot_quantize.embedding.weight"),
-    ("from_code", "post_slots_quant"),
-    *_below("decode_transformer", "decode_transformer", DECODE_TRANSFORMER),
-    *_below("pixel_decoder", "decoder", PIXEL_DECODER),
+    ("decoder.from_code", "post_slots_quant"),
+    *_below("decoder.transformer", "decode_transformer", DECODE_TRANSFORMER),
+    *_below("decoder.pixels", "decoder", PIXEL_DECODER),
 ]
 # VFMTok's frozen encoder comes from its own files, and how often codes were used is measured anew.
 LEFT_OUT = re.compile(r"^encode_transformer\.backbone\.|^slot_quantize\.codebook_used$")

@@ -83,7 +83,7 @@ class DecodeTransformer(nn.Module):
     def _spread(self, regions: Tensor, mask: Tensor, positions: Tensor, norm: nn.LayerNorm) -> Tensor:
         regions = self.norm(regions + self.region_positions)
         masks = torch.cat([self.class_token + positions[:, :1], mask + positions[:, 1:]], dim=1)
-        x = torch.cat([regions, norm(masks).expand(len(regions), -1, -1)], dim=1)
+        x = torch.cat([regions, norm(masks).expand(regions.shape[0], -1, -1)], dim=1)
         for block in self.blocks:
             x = block(x)
         return x[:, regions.shape[1] + 1 :]

@@ -21,8 +21,7 @@ from networks.encoders.base import VisionEncoder
 from networks.interfaces import Decoded, Features, Latent
 from networks.quantizer import MultiCodebookQuantizer
 from networks.vfmtok.config import VFMTokConfig
-from networks.vfmtok.decode_transformer import DecodeTransformer
-from networks.vfmtok.pixel_decoder import PixelDecoder
+from networks.vfmtok.decoder import Decoder
 from networks.vfmtok.region_encoder import RegionEncoder
 
 
@@ -70,11 +69,7 @@ class VFMTokTokenizer(nn.Module):
         self.to_code = nn.Linear(c.width, codebook.vocab_width)
         self.quantizer = MultiCodebookQuantizer(codebook.vocab_size, codebook.vocab_width, l2_norm=codebook.l2_norm)
         _start_codes(self.quantizer)
-        self.from_code = nn.Linear(codebook.vocab_width, c.width)
-        self.decode_transformer = DecodeTransformer(
-            config.decode_transformer, c.width, c.num_tokens, config.feature_side(), config.feature_width()
-        )
-        self.pixel_decoder = PixelDecoder(config.pixel_decoder, c.width)
+        self.decoder = Decoder(config)
 
     @classmethod
     def for_weights(
@@ -150,21 +145,12 @@ class VFMTokTokenizer(nn.Module):
         expected = self.latent_shape(self.config.img_resolution, self.config.img_resolution)
         if z.ndim != 4 or tuple(z.shape[1:]) != expected or not len(z):
             raise ShapeError(f"found latents of shape {list(z.shape)}, expected [B, {', '.join(map(str, expected))}].")
-        spread = self.decode_transformer(self._regions(z), self.config.pixel_side())
-        return Decoded(self.pixel_decoder(spread), {})
-
-    def _regions(self, z: Tensor) -> Tensor:
-        """What both passes of the transformer start from, [B, N, D]."""
-        return self.from_code(rearrange(z, "b c h w -> b (h w) c"))
-
-    def predict_features(self, z: Tensor) -> Tensor:
-        """Latent [B, c, n, n] -> what it tells of the encoder's last layer, [B, h w, D_vfm] in raster order."""
-        return self.decode_transformer.predict_features(self._regions(z))
+        return self.decoder(z)
 
     def forward(self, images: Tensor) -> VFMTokOutput:
         """A whole pass: images [B, 3, S, S] in [0, 1] -> codes, reconstruction and predicted features."""
         latent = self.encode(images)
-        return VFMTokOutput(latent, self.decode(latent.z), self.predict_features(latent.z))
+        return VFMTokOutput(latent, self.decoder(latent.z), self.decoder.predict_features(latent.z))
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ def test_every_trained_weight_gets_a_gradient(make_vfmtok, precision) -> None:
     report = trainer.system.backward(phase, next(trainer.data.micro_batches(0)), moment())
     assert {"loss/l2_pixel", "loss/vq", "loss/entropy", "loss/semantic", "latent/codebook_usages"} <= set(report)
     names = set(phase.parameters)
-    assert "decode_transformer.registers" not in names
+    assert "decoder.transformer.registers" not in names
     found = gradients(phase.parameters)
     assert set(found) == names
     # Sampling points start with weights of 0 behind them, through which no gradient passes at first.

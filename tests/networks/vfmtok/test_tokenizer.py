@@ -49,11 +49,14 @@ def test_the_published_tokenizer_has_the_published_parameters_and_entries():
     published = load_config(ROOT / "configs/vfmtok.yaml").config.tokenizer()
     with torch.device("meta"):
         model = VFMTokTokenizer(published, None)
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.trainable_parts().items()}
-    assert sum(count.values()) == 73_286_831
-    assert count["region_encoder"] == 20_377_856
-    assert count["decode_transformer"] == 19_900_448
-    assert count["pixel_decoder"] == 32_799_107
+
+    def count(part):
+        return sum(p.numel() for p in part.parameters())
+
+    assert count(model) == 73_286_831
+    assert count(model.region_encoder) == 20_377_856
+    assert count(model.decoder.transformer) == 19_900_448
+    assert count(model.decoder.pixels) == 32_799_107
     own = {name: list(value.shape) for name, value in model.state_dict().items() if not name.endswith(".usage")}
     listed = {key: shape for key, shape in ENTRIES.items() if key != "slot_quantize.codebook_used"}
     assert {to_reference_name(name, VFMTOK): shape for name, shape in own.items()} == listed
