@@ -1,6 +1,8 @@
-"""Measure what a configuration costs on this machine: encoder, adapter, decoder, one training step.
+"""Measure what a configuration costs on this machine: encoder, adapter, decoder, one training step of a tokenizer, or
+the sampling of an autoregressive model with and without a key-value cache.
 
     python tools/benchmark.py --config configs/quickstart.yaml --batch-size 16
+    python tools/benchmark.py --config configs/gpt_c2i_b.yaml --batch-size 8 --set sample.cfg_scale=1.0
 
 Needs neither data nor pretrained weights. docs/performance.md explains the output.
 """
@@ -10,8 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from common.command import run_command
+
+if TYPE_CHECKING:
+    from configs.gpt_c2i import GPTExperiment
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -20,7 +26,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="section.key=value", dest="overrides", help="override a key"
     )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images (default: the configured micro-batch)")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images (default: the configured micro-batch; 8 to sample)"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each part (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
@@ -38,10 +46,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    from configs.gpt_c2i import GPTExperiment
     from configs.schema import load_config, of_kind
     from configs.vfm_vae import VFMVAEExperiment
 
     loaded = load_config(arguments.config, arguments.overrides)
+    if isinstance(loaded.config, GPTExperiment):
+        return measure_sampling(arguments, loaded.config)
     config = of_kind(loaded, VFMVAEExperiment)
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -57,6 +68,20 @@ def main() -> None:
     measurements = measure(config, device, arguments.batch_size, arguments.repeats, arguments.gemm_side)
     record = as_record(measurements, config, device)
     print(json.dumps(record) if arguments.json else as_table(record))
+
+
+def measure_sampling(arguments: argparse.Namespace, config: GPTExperiment) -> None:
+    """Print what sampling costs."""
+    import torch
+
+    from common.distributed import pick_device
+    from evaluation.ar import cost
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device, images = pick_device(arguments.device), arguments.batch_size or 8
+    record = cost.measure_sampling(config.network, config.sample, device, images, arguments.repeats)
+    print(json.dumps(record) if arguments.json else cost.as_table(record))
 
 
 if __name__ == "__main__":
