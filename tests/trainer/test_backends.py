@@ -90,6 +90,8 @@ def test_wandb_logs_offline_and_keeps_the_id_of_its_run(tmp_path, picture, caplo
     config = LoggingConfig(wandb_project_name="project", wandb_mode="offline")
     ids = []
     for nimg in (4, 8):
+        # Runs that begin within one second share a folder, where pictures are told apart by what they show.
+        Image.fromarray(np.full((4, 6, 3), nimg, dtype=np.uint8)).save(picture)
         backends = open_backends(config, tmp_path, {"run": {"random_seed": 1}}, -1)
         backends.images("validation", picture, nimg)
         backends.write({"progress/nimg": nimg, "loss/total": 1.0})
