@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from configs.schema import check
 from configs.tokenizer import TokenizerExperiment
 from configs.vfm_vae import VFMVAEExperiment
 from data.pipeline import TrainingData
-from tests.tiny import tiny_values
+from networks.discriminators import patchgan
+from tests.tiny import SMALL, tiny_values
 from trainer.launch import system_class
 from trainer.metrics import read_log
 from trainer.trainer import Trainer
@@ -37,15 +39,21 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-@pytest.fixture
-def make_config(tiny_encoder, tiny_data, tmp_path) -> Callable[..., VFMVAEExperiment]:
-    """The tiny configuration with changes by dotted key."""
+@pytest.fixture(scope="session")
+def config_of_run(tiny_encoder, tiny_data) -> Callable[..., VFMVAEExperiment]:
+    """The tiny configuration at its smallest, for a run folder, with changes by dotted key; `sizes={}`: not smaller."""
 
-    def make(**changes: Any) -> VFMVAEExperiment:
-        values = merged(tiny_values(tiny_encoder, tiny_data, tmp_path / "run"), changes.get("changes", {}))
+    def make(run_dir: Path, changes: dict[str, Any] | None = None, sizes: dict[str, Any] = SMALL) -> VFMVAEExperiment:
+        values = merged(tiny_values(tiny_encoder, tiny_data, run_dir), {**sizes, **(changes or {})})
         return check(Source("tiny.yaml", values), require_runnable=True).config
 
     return make
+
+
+@pytest.fixture
+def make_config(config_of_run, tmp_path) -> Callable[..., VFMVAEExperiment]:
+    """The same for a run in the folder of the test."""
+    return partial(config_of_run, tmp_path / "run")
 
 
 def build_trainer(config: TokenizerExperiment) -> Trainer:
@@ -62,9 +70,12 @@ def build_trainer(config: TokenizerExperiment) -> Trainer:
     return Trainer(config, system_class(config)(config, device), data, device)
 
 
-@pytest.fixture
-def trainer_of() -> Callable[[TokenizerExperiment], Trainer]:
-    return build_trainer
+@pytest.fixture(scope="module")
+def narrow_patchgan() -> Iterator[None]:
+    """PatchGANs of an eighth of their width: at its own, one is thirty times all other networks of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patchgan, "CHANNELS", tuple(width // 8 for width in patchgan.CHANNELS))
+        yield
 
 
 def run_until(trainer: Trainer, step: int | None = None) -> Trainer:

@@ -13,6 +13,8 @@ from tests.tiny import fill_weights
 from tests.trainer.conftest import build_trainer, run_until
 from trainer.systems.base import MicroStep
 
+pytestmark = pytest.mark.usefixtures("narrow_patchgan")
+
 AT = MicroStep(seed=3, step=0, nimg=0, micro_batch=0, is_first=True, share=1.0)
 STYLEGAN_T = {
     "discriminator.use_stylegan_t_discriminator": True,
@@ -148,6 +150,7 @@ def test_a_patchgan_that_comes_in_by_its_warm_up_freezes_the_first_half(make_con
     changes = {
         **BOTH,
         "losses.patchgan": {"weight": 0.5, "use_disc_warmup": True},
+        "training.freeze_below_resolution": 16,
         "training.batch_size": 2,
         "training.total_kimg": 0.02,
         "checkpoint.network_snapshot_ticks": 100,
@@ -159,14 +162,14 @@ def test_a_patchgan_that_comes_in_by_its_warm_up_freezes_the_first_half(make_con
     run_until(trainer, step=6)
     assert "The warm-up of losses.patchgan is over." in caplog.text
     grown = trainer.system.selection
-    assert grown.modules == ["decoder.blocks.3"]
+    assert grown.modules == ["decoder.blocks.2", "decoder.latent_branches.2"]
 
     resumed = build_trainer(config)
     run_until(resumed, step=7)
     assert resumed.system.selection == grown
     before, after = (dict(t.system.tokenizer.named_parameters()) for t in (trainer, resumed))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved and all(name.startswith("decoder.blocks.3.") for name in moved)
+    assert moved and all(name.startswith(("decoder.blocks.2.", "decoder.latent_branches.2.")) for name in moved)
 
 
 def test_another_backbone_than_the_one_trained_on_is_refused(make_config, monkeypatch) -> None:

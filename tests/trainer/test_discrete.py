@@ -17,7 +17,7 @@ from trainer.systems.base import MicroStep
 @pytest.fixture
 def discrete_config(make_config):
     """The tiny configuration in discrete mode, with further changes by dotted key."""
-    return lambda **changes: make_config(changes={**DISCRETE, **changes})
+    return lambda changes=None, **options: make_config({**DISCRETE, **(changes or {})}, **options)
 
 
 def backward(trainer, nimg: int = 0):
@@ -28,7 +28,7 @@ def backward(trainer, nimg: int = 0):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_weight_gets_a_gradient(discrete_config, precision) -> None:
-    trainer = build_trainer(discrete_config(**{"training.precision": precision}))
+    trainer = build_trainer(discrete_config({"training.precision": precision}, sizes={}))
     fill_weights(trainer.system.tokenizer)
     report = backward(trainer)
     assert {"loss/vq", "loss/entropy", "loss/vf", "weight/vf", "latent/codebook_usages"} <= set(report)
@@ -41,7 +41,7 @@ def test_every_weight_gets_a_gradient(discrete_config, precision) -> None:
 def test_codebooks_get_a_zero_gradient_outside_the_window_of_their_losses(discrete_config) -> None:
     """Zero and not none: ranks wait for the gradient of every parameter."""
     changes = {"losses.vq": {"weight": 1.0, "start_kimg": 1}, "losses.entropy": None}
-    trainer = build_trainer(discrete_config(**changes))
+    trainer = build_trainer(discrete_config(changes))
     fill_weights(trainer.system.tokenizer)
     backward(trainer, nimg=0)
     gradients = [book.codes.grad for book in trainer.system.tokenizer.quantizer.codebooks]
@@ -52,7 +52,7 @@ def test_codebooks_get_a_zero_gradient_outside_the_window_of_their_losses(discre
 
 def test_codebooks_stay_when_the_decoder_alone_is_trained_and_their_usage_is_still_followed(discrete_config) -> None:
     changes = {"training.train_mode": "train_decoder", "training.total_kimg": 0.004, "losses.entropy": None}
-    trainer = build_trainer(discrete_config(**changes))
+    trainer = build_trainer(discrete_config(changes))
     before = state_of(trainer)
     run_until(trainer)
     moved = {name for name, value in state_of(trainer).items() if name in before and not value.equal(before[name])}
@@ -66,7 +66,7 @@ def test_usage_moves_once_a_step_by_the_first_micro_batch(discrete_config) -> No
     usages = []
     for accumulate in (1, 2):
         changes = {"training.accumulate_gradients": accumulate, "training.batch_size": 2 * accumulate}
-        trainer = build_trainer(discrete_config(**changes))
+        trainer = build_trainer(discrete_config(changes))
         (phase,) = trainer.system.phases
         for number, batch in zip(range(accumulate), trainer.data.micro_batches(0)):
             at = MicroStep(seed=3, step=0, nimg=0, micro_batch=number, is_first=number == 0, share=1 / accumulate)
@@ -86,7 +86,7 @@ def test_a_short_training_lowers_the_loss_and_logs_the_usage(discrete_config) ->
         "optimizer.generator.lr": 3e-3,
         "checkpoint.network_snapshot_ticks": 100,
     }
-    config = discrete_config(**changes)
+    config = discrete_config(changes, sizes={})
     run_until(build_trainer(config))
     lines = read_log(Path(config.run.run_dir) / "log.jsonl")
     first, last = lines[0], lines[-1]
@@ -99,7 +99,7 @@ def test_a_short_training_lowers_the_loss_and_logs_the_usage(discrete_config) ->
 def test_resuming_is_exact_to_the_last_bit_usage_included(discrete_config, tmp_path) -> None:
     states, logs = [], []
     for name, stops in (("unbroken", []), ("stopped", [3])):
-        config = discrete_config(**{"run.run_dir": str(tmp_path / name)})
+        config = discrete_config({"run.run_dir": str(tmp_path / name)})
         for stop in stops:
             run_until(build_trainer(config), stop)
         states.append(state_of(run_until(build_trainer(config))))
@@ -117,11 +117,11 @@ def test_reconstruction_draws_no_noise(discrete_config, tmp_path) -> None:
     from evaluation.reconstruction import Protocol, reconstruct_batch
     from networks.checkpoint import load_tokenizer
 
-    trainer = run_until(build_trainer(discrete_config(**{"training.total_kimg": 0.004})))
+    trainer = run_until(build_trainer(discrete_config({"training.total_kimg": 0.004})))
     model = load_tokenizer(trainer.config.run.run_dir)
-    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     sampled, mode = (
-        reconstruct_batch(model, images, ["a", "b"], Protocol(64, latent=latent)) for latent in ("sample", "mode")
+        reconstruct_batch(model, images, ["a", "b"], Protocol(32, latent=latent)) for latent in ("sample", "mode")
     )
     assert torch.equal(sampled, mode)
     batch = Batch(images, None, None, ["a", "b"], range(2))

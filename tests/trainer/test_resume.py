@@ -16,15 +16,10 @@ from tests.trainer.conftest import build_trainer, comparable, run_until, state_o
 
 
 @pytest.fixture(scope="module")
-def unbroken(tiny_encoder, tiny_data, tmp_path_factory):
+def unbroken(config_of_run, tmp_path_factory):
     """State and log of a run without interruption."""
-    from common.config import Source
-    from configs.schema import check
-    from tests.tiny import tiny_values
-
     run_dir = tmp_path_factory.mktemp("unbroken")
-    config = check(Source("tiny.yaml", tiny_values(tiny_encoder, tiny_data, run_dir))).config
-    trainer = run_until(build_trainer(config))
+    trainer = run_until(build_trainer(config_of_run(run_dir)))
     return state_of(trainer), comparable(run_dir)
 
 

@@ -87,7 +87,7 @@ def test_numbers_are_logged_and_a_grid_is_written_at_each_validation(validating,
     grids = sorted((tmp_path / "run" / "samples").iterdir())
     assert [grid.name for grid in grids] == [f"validation-{nimg:012d}.png" for nimg in (4, 20, 24)]
     with Image.open(grids[0]) as image:
-        assert image.size == (3 * 66 + 2, 2 * 68)  # one row of inputs, one of reconstructions
+        assert image.size == (3 * 34 + 2, 2 * 36)  # one row of inputs, one of reconstructions
 
 
 def test_a_log_line_says_how_fast_and_how_large_the_run_is(validating, tmp_path) -> None:
