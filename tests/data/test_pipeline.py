@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
+import select
 import signal
 import time
 from itertools import islice
@@ -283,6 +285,26 @@ def test_workers_go_on_when_the_whole_job_is_told_to_stop(tmp_path):
     os.kill(worker, signal.SIGTERM)
     assert len(list(islice(batches, 10))) == 10
     batches.close()
+
+
+def test_the_connections_of_a_killed_training_process_are_not_kept_open_by_its_workers(tmp_path):
+    write_shards(tmp_path, [8])
+    reader, connection = os.pipe()
+
+    def hold() -> None:
+        batches = open_data(tmp_path, workers=2).micro_batches()
+        next(batches)
+        os.write(connection, b"started")
+        time.sleep(60)
+
+    process = multiprocessing.get_context("fork").Process(target=hold)
+    process.start()
+    os.close(connection)
+    assert os.read(reader, 100) == b"started"
+    process.kill()
+    process.join()
+    assert select.select([reader], [], [], 2)[0] and os.read(reader, 100) == b""
+    os.close(reader)
 
 
 # --- the log ---------------------------------------------------------------------------------------------------------
