@@ -23,6 +23,16 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def signals_end_the_tests():
+    """SIGTERM and Ctrl-C end the tests at once, and are no request to a training in their process, past or present."""
+    from trainer.signals import StopRequest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopRequest, "install", lambda request: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory):
     """Folder of a tiny random SigLIP."""

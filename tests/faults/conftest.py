@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from common.checkpoint_folder import list_checkpoints
 from tests.tiny import tiny_values, write_config
-from tests.trainer.conftest import keep_signal_handlers, make_config, merged  # noqa: F401  (fixtures)
+from tests.trainer.conftest import config_of_run, make_config, merged  # noqa: F401  (fixtures)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from tests.data.sample_files import encoded, sample, write_shards, write_tar
 from tests.data.test_pipeline import children, keys_of, open_data, take
 from tests.faults.ranks import run_ranks
 from tests.tiny import tiny_values
-from tests.trainer.conftest import build_trainer, keep_signal_handlers, merged  # noqa: F401 (a fixture)
+from tests.trainer.conftest import build_trainer, merged
 from trainer.trainer import Trainer
 
 

@@ -125,14 +125,3 @@ def command(monkeypatch):
         return 0
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def keep_signal_handlers():
-    """A trainer takes over signals; give them back."""
-    import signal
-
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
