@@ -106,6 +106,6 @@ class GPTDataConfig(DataConfig):
     label_type: Literal["cls2id"] = Field("cls2id", description="Class indices.")
 
     def of_images(self) -> DataConfig:
-        """How the images are read. Raises: AssertionError if there are none."""
+        """How the images are read."""
         assert self.source == "images"
         return DataConfig(**{**self.model_dump(), "source": "webdataset"})

@@ -15,10 +15,8 @@ IGNORED = ("cls_token_num",)  # always one
 
 def filled_gpt(facts: dict) -> GPT:
     """The network of a case with weights by the fill rule; its state dict must have the listed names and shapes."""
-    given = {name: value for name, value in facts["config"].items() if name not in IGNORED}
+    given = {name: value for name, value in facts["config"].items() if name not in IGNORED and value is not None}
     assert facts["config"].get("cls_token_num", 1) == 1
-    if "dim" in given:
-        given["model_type"] = None
     network = GPT(GPTConfig(**given))
     own = network.state_dict()
     listed = {name: shape for name, (shape, _) in facts["state_dict"].items()}
@@ -30,7 +28,7 @@ def filled_gpt(facts: dict) -> GPT:
 def check_gpt(case: Case) -> None:
     """Rotary table; logits, loss and gradients of training; logits of both classes and guided; greedy tokens."""
     network = filled_gpt(case.facts)
-    tokens, labels = case.tensors["idx"], case.tensors["cond"]
+    tokens, labels = case.tensors["idx"].long(), case.tensors["cond"].long()
     if "rope_table" in case.tensors:
         case.check("rope_table", network.rope)
     logits = network.train()(tokens[:, :-1], labels)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# Writes the tokens of a labelled data set for autoregressive models, on all GPUs of this machine. Start it again after an
-# interruption: what is finished is kept.
+# Writes the tokens of a labelled data set for autoregressive models, on all GPUs of this machine. Start it again after
+# an interruption: what is finished is kept.
 #
 #   DATA_PATH=datasets/imagenet-1k-train VAE_PTH=runs/my_run OUTPUT_DIR=tokens tools/preprocess_for_gpt/prefetch.sh
 #

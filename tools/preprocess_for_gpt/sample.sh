@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 #
-# Samples tokens from a trained autoregressive model, on all GPUs of this machine; tools/decode/decode.sh makes images of them. Start it
-# again after an interruption: what is finished is kept.
+# Samples tokens from a trained autoregressive model, on all GPUs of this machine; tools/decode/decode.sh makes images of
+# them. Start it again after an interruption: what is finished is kept.
 #
-#   CHECKPOINT=runs/gpt_c2i_b OUTPUT_DIR=samples tools/preprocess_for_gpt/sample.sh --set sample.cfg_scale=1.75
+#   CHECKPOINT=runs/gpt_c2i_b OUTPUT_DIR=samples tools/preprocess_for_gpt/sample.sh --cfg-scale 1.75
 #
 # CHECKPOINT is a run or checkpoint folder, or a reference file (with --use-config). Arguments go to sample.py.
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# Trains an autoregressive model on prefetched tokens, on all GPUs of this machine. Start it again after an interruption: it goes on from
-# its newest checkpoint.
+# Trains an autoregressive model on prefetched tokens, on all GPUs of this machine. Start it again after an
+# interruption: it goes on from its newest checkpoint.
 #
 #   TOKENS=datasets/gpt_tokens tools/preprocess_for_gpt/train.sh
 #
