@@ -39,6 +39,7 @@ def test_each_file_has_the_published_settings(name: str, model_type: str, epochs
         1000,
         336,
     )
+    assert config.data.crop == "adm"
     dropped = (network.class_dropout_prob, network.token_dropout_p, network.resid_dropout_p, network.ffn_dropout_p)
     assert dropped == (0.1,) * 4 and network.attn_dropout_p == network.drop_path_rate == 0
     sample = config.sample
