@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as tv
 
 from common import distributed
 from common.errors import DataError
@@ -219,6 +217,9 @@ def _as_rgb(read: Callable[[], bytes]) -> Image.Image:
 
 def torchvision_crop(image: Image.Image, resolution: int) -> np.ndarray:
     """Short side to `resolution` (bilinear, antialiased), then the centre square: uint8 [R, R, 3]."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as tv
+
     resized = tv.resize(image, resolution, InterpolationMode.BILINEAR)
     return np.asarray(tv.center_crop(resized, resolution))
 

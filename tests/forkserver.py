@@ -8,4 +8,4 @@ from __future__ import annotations
 import multiprocessing
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.faults.child", "tests.evaluation.prefetch_process"])
+CONTEXT.set_forkserver_preload(["tests.faults.child", "tests.evaluation.prefetch_process", "torchvision.transforms"])
