@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,14 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-dir", default=None, help="folder of golden cases to test instead of tests/golden")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the warm process if a test may need it: its imports take seconds, in which the first tests run."""
+    if "tests.forkserver" in sys.modules and not session.config.option.collectonly:
+        from multiprocessing.forkserver import ensure_running
+
+        ensure_running()
 
 
 @pytest.fixture(autouse=True)
