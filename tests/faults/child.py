@@ -1,4 +1,4 @@
-"""What a training process of the fault tests runs. Importing it imports everything that a training needs."""
+"""What the processes of the fault tests run. Importing it imports everything that a training needs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed.run
 from transformers import SiglipVisionModel  # noqa: F401  (imported once, in the warm process)
 
 import trainer.launch
@@ -23,11 +24,7 @@ def train(arguments: list[str], environment: Mapping[str, str], output: Path, fa
     Args:
         fault: called first; it breaks something.
     """
-    with open(output, "ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  (for the life of the process)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    _write_into(output)
     os.environ.update(environment)
     sys.argv = ["train.py", *arguments]
     if fault is not None:
@@ -35,3 +32,19 @@ def train(arguments: list[str], environment: Mapping[str, str], output: Path, fa
     from train import main
 
     run_command(main)
+
+
+def torchrun(arguments: list[str], environment: Mapping[str, str], output: Path) -> None:
+    """`torchrun`, its output and that of the processes which it starts in a file. These import all that they need."""
+    _write_into(output)
+    os.environ.update(environment)
+    torch.distributed.run.main(arguments)
+
+
+def _write_into(output: Path) -> None:
+    """Let this process and its children write into a file."""
+    with open(output, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  (for the life of the process)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115

@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 from common.checkpoint_folder import list_checkpoints
-from tests.tiny import tiny_values, write_config
-from tests.trainer.conftest import config_of_run, make_config, merged  # noqa: F401  (fixtures)
+from tests.tiny import SMALL, tiny_values, write_config
+from tests.trainer.conftest import config_of_run, make_config, merged, narrow_patchgan  # noqa: F401  (fixtures)
 
 
 @pytest.fixture(scope="session")
 def config_in(tiny_encoder, tiny_data) -> Callable[..., Path]:
-    """Write the tiny configuration, with changes by dotted key, for a run of this name in a folder."""
+    """Write the tiny configuration at its smallest, with changes by dotted key, for a run of this name in a folder."""
 
     def write(folder: Path, name: str = "run", changes: dict[str, Any] | None = None) -> Path:
-        values = merged(tiny_values(tiny_encoder, tiny_data, folder / name), changes or {})
+        values = merged(tiny_values(tiny_encoder, tiny_data, folder / name), {**SMALL, **(changes or {})})
         return write_config(values, folder / f"{name}.yaml")
 
     return write

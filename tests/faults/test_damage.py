@@ -10,22 +10,17 @@ import pytest
 
 from common.checkpoint_folder import list_checkpoints, newest_complete, verify
 from common.errors import CheckpointError
-from tests.tiny import tiny_values
-from tests.trainer.conftest import build_trainer, merged, run_until
+from tests.trainer.conftest import build_trainer, run_until
 from trainer.metrics import read_log
 
 FLIPS = [pytest.param(20, id="20 flips"), pytest.param(200, id="200 flips", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_encoder, tiny_data, tmp_path_factory) -> Path:
+def trained(config_of_run, tmp_path_factory) -> Path:
     """The folder of a run with three checkpoints."""
-    from common.config import Source
-    from configs.schema import check
-
     changes = {"checkpoint.keep_last": 9, "training.total_kimg": 0.016, "training.kimg_per_tick": 0.004}
-    values = merged(tiny_values(tiny_encoder, tiny_data, tmp_path_factory.mktemp("trained")), changes)
-    trainer = run_until(build_trainer(check(Source("tiny.yaml", values)).config))
+    trainer = run_until(build_trainer(config_of_run(tmp_path_factory.mktemp("trained"), changes)))
     assert len(list_checkpoints(trainer.run_dir)) == 3
     return trainer.run_dir
 

@@ -55,6 +55,9 @@ EVERYTHING = {
 }
 
 
+pytestmark = pytest.mark.usefixtures("narrow_patchgan")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run leaves behind.

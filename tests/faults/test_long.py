@@ -8,7 +8,6 @@ import os
 import pytest
 
 from tests.faults.warm import Run
-from tests.tiny import SMALL
 from tests.trainer.test_adversarial import STYLEGAN_T
 
 STEPS, WARM_UP = 3000, 500
@@ -34,7 +33,6 @@ def watched() -> None:
 def test_3000_steps_with_rotation_grow_neither_in_memory_nor_in_open_files(config_file, tmp_path) -> None:
     changes = {
         **STYLEGAN_T,
-        **SMALL,
         "training.batch_size": 2,
         "training.total_kimg": 2 * STEPS / 1000,
         "training.kimg_per_tick": 0.1,

@@ -70,8 +70,12 @@ def spiking_gradient() -> None:
 
 
 def for_steps(steps: int) -> dict[str, float]:
-    """A run of so many steps, each with a line in the log."""
-    return {"training.total_kimg": 4 * steps / 1000, "training.kimg_per_tick": 0.004}
+    """A run of so many steps, each with a line in the log, and a checkpoint at its end."""
+    return {
+        "training.total_kimg": 4 * steps / 1000,
+        "training.kimg_per_tick": 0.004,
+        "checkpoint.network_snapshot_ticks": 1000,
+    }
 
 
 @pytest.fixture(scope="module")

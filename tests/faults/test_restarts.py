@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing import Process
 from pathlib import Path
 
 import pytest
 
 from common.checkpoint_folder import list_checkpoints
-from configs.schema import load_config
+from tests.faults.child import torchrun
 from tests.faults.conftest import final_tensors, largest_difference
-from tests.faults.ranks import run_ranks
-from tests.tiny import tiny_values, write_config
-from tests.trainer.conftest import comparable, merged
-from trainer.launch import launch
+from tests.faults.warm import Run
+from tests.forkserver import CONTEXT
+from tests.trainer.conftest import comparable
 
 
-def start(config: Path) -> subprocess.Popen:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    return subprocess.Popen(
-        [*launcher, "train.py", "--config", str(config)], env=environment, stderr=subprocess.PIPE, text=True
-    )
+def start(config: Path, output: Path) -> Process:
+    arguments = ["--standalone", "--nproc_per_node=2", "--max-restarts=3", "train.py", "--config", str(config)]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    launcher = CONTEXT.Process(target=torchrun, args=(arguments, environment, output))
+    launcher.start()
+    return launcher
 
 
 def process_of_rank(launcher: int, rank: int) -> int:
@@ -45,24 +43,20 @@ def process_of_rank(launcher: int, rank: int) -> int:
     [(8, [(1, 2)]), pytest.param(30, [(1, 6), (0, 14), (1, 22)], marks=pytest.mark.slow)],
     ids=["one rank", "three ranks in turn"],
 )
-def test_a_run_whose_ranks_are_killed_ends_equal_to_an_undisturbed_one(tiny_encoder, tiny_data, tmp_path, steps, kills):
-    configs = {}
-    for name in ("whole", "killed"):
-        changes = {"training.total_kimg": 4 * steps / 1000, "training.kimg_per_tick": 0.004, "data.workers": 1}
-        values = merged(tiny_values(tiny_encoder, tiny_data, tmp_path / name), changes)
-        configs[name] = write_config(values, tmp_path / f"{name}.yaml")
-
-    assert run_ranks(2, lambda rank: launch(load_config(configs["whole"]).config), tmp_path, 120) == [0, 0]
-    killed = start(configs["killed"])
+def test_a_run_whose_ranks_are_killed_ends_equal_to_an_undisturbed_one(config_file, tmp_path, steps, kills):
+    changes = {"training.total_kimg": 4 * steps / 1000, "training.kimg_per_tick": 0.004, "data.workers": 1}
+    output = tmp_path / "torchrun.txt"
+    killed = start(config_file("killed", changes), output)
+    assert Run(config_file("whole", changes), ranks=2).wait() == [0, 0]
     deadline = time.monotonic() + 60 * (1 + len(kills))
     for rank, step in kills:
         while max((int(f.name.split("-")[1]) // 4 for f in list_checkpoints(tmp_path / "killed")), default=0) < step:
-            assert killed.poll() is None and time.monotonic() < deadline
+            assert killed.is_alive() and time.monotonic() < deadline, output.read_text()
             time.sleep(0.01)
         os.kill(process_of_rank(killed.pid, rank), signal.SIGKILL)
-    _, errors = killed.communicate(timeout=60 * (1 + len(kills)))
-    assert killed.returncode == 0, errors[-3000:]
-    assert errors.count("Resumed from") == len(kills)
+    killed.join(60 * (1 + len(kills)))
+    assert killed.exitcode == 0, output.read_text()[-3000:]
+    assert output.read_text().count("Resumed from") == len(kills)
 
     whole, after_kills = (final_tensors(tmp_path / name) for name in ("whole", "killed"))
     assert largest_difference(whole, after_kills) == 0
