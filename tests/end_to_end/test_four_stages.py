@@ -70,6 +70,7 @@ def newest(run_dir: Path) -> Path:
     return list_checkpoints(run_dir)[-1]
 
 
+@pytest.mark.usefixtures("narrow_patchgan")
 @pytest.mark.parametrize("layout", ["own", "reference"])
 def test_each_stage_goes_on_from_the_one_before_it_and_trains_its_part(
     layout, tiny_encoder, tiny_data, tmp_path

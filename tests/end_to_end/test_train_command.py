@@ -15,7 +15,7 @@ import yaml
 
 from common.lock import locked
 from tests.faults.warm import Run
-from tests.tiny import tiny_values, write_config
+from tests.tiny import SMALL, tiny_values, write_config
 from tests.trainer.conftest import merged
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
@@ -99,7 +99,7 @@ def test_printed_configuration_is_complete_and_loads_again(tiny_config_file, tmp
 
 def test_killed_and_stopped_runs_go_on_from_their_newest_checkpoint(tiny_config_file, tmp_path) -> None:
     """SIGKILL, then SIGTERM (exit code 143 after a checkpoint), then to the end."""
-    changes = {"training.total_kimg": 4.0, "training.kimg_per_tick": 0.004, "checkpoint.keep_last": 2}
+    changes = {**SMALL, "training.total_kimg": 4.0, "training.kimg_per_tick": 0.004, "checkpoint.keep_last": 2}
     config = tiny_config_file(changes=changes)
     checkpoints = tmp_path / "run" / "checkpoints"
 
@@ -136,7 +136,7 @@ def test_killed_and_stopped_runs_go_on_from_their_newest_checkpoint(tiny_config_
 def test_a_second_run_in_the_same_folder_is_refused(tiny_config_file, tmp_path) -> None:
     config = tiny_config_file()
     with locked(tmp_path / "run"):
-        result = train("--config", config)
-    assert result.returncode == 2
-    assert f"error: {tmp_path / 'run'}: another process writes here (process {os.getpid()} on " in result.stderr
+        run = Run(config)
+        assert run.wait() == [2]
+    assert f"error: {tmp_path / 'run'}: another process writes here (process {os.getpid()} on " in run.text()
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]

@@ -14,7 +14,7 @@ from common.distributed import world_size
 from configs.schema import load_config
 from data.pipeline import TrainingData
 from tests.faults.ranks import run_ranks
-from tests.tiny import DISCRETE, fill_weights, tiny_values, write_config
+from tests.tiny import DISCRETE, SMALL, fill_weights, tiny_values, write_config
 from tests.trainer.conftest import merged
 from trainer.systems.vfm_vae import VFMVAESystem
 from trainer.trainer import Trainer
@@ -70,6 +70,7 @@ def test_two_ranks_equal_one_rank_with_accumulation_two(changes, tiny_encoder, t
             "training.total_kimg": 0.008,
             "training.kimg_per_tick": 0.004,
             "validation": {**VALIDATION, "path": str(tiny_data)},
+            **SMALL,
             **changes,
         }
         values = merged(tiny_values(tiny_encoder, tiny_data, tmp_path / name), settings)
