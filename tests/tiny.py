@@ -266,3 +266,19 @@ def write_tokenizer(folder: Path, encoder: Path) -> Path:
     facts = {"vfm_name": str(encoder), "sha256": None}
     write_model_folder(folder, ModelFolder(config, model.state_dict(), None, 0, facts))
     return folder
+
+
+def write_vfmtok(folder: Path, encoder: Path) -> Path:
+    """A checkpoint of the tiny VFMTok, as it is initialised."""
+    from common.config import Source
+    from configs.schema import check
+    from networks.checkpoint.folder import ModelFolder, write_model_folder
+    from networks.vfmtok.tokenizer import VFMTokTokenizer
+
+    config = check(Source("tiny_vfmtok.yaml", tiny_vfmtok_values(encoder, folder, folder))).config.tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = VFMTokTokenizer(config, encoder=None)
+    facts = {"vfm_name": str(encoder), "sha256": None}
+    write_model_folder(folder, ModelFolder(config, model.state_dict(), None, 0, facts))
+    return folder
