@@ -202,12 +202,12 @@ def discriminator_cost(config: TokenizerExperiment, batch: int, label: Tensor | 
 
     Raises: ShapeError if the batch cannot be cut into equal groups for their norms.
     """
-    meta = torch.device("meta")
+    meta, side = torch.device("meta"), config.data.resolution
     with meta:
         judges = empty_discriminators(
-            config.discriminator, config.encoder.interpolation(), 0 if label is None else label.shape[1]
+            config.discriminator, config.encoder.interpolation(), 0 if label is None else label.shape[1], side
         )
-    losses, side = config.enabled_losses(), config.data.resolution
+    losses = config.enabled_losses()
     images = torch.empty(batch, 3, side, side, device=meta)
     trained = [p for p in judges.parameters() if p.requires_grad]
 

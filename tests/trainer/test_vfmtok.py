@@ -60,8 +60,15 @@ def test_every_trained_weight_gets_a_gradient(make_vfmtok, precision) -> None:
     assert all("query_norm" in name or "cross_attention" in name for name in silent), silent
 
 
-def test_each_phase_trains_its_own_network_and_both_see_the_same_reconstruction(make_vfmtok, monkeypatch) -> None:
-    trainer = build_trainer(make_vfmtok(ADVERSARIAL))
+@pytest.mark.parametrize("kind", ["stylegan_t", "patchgan", "stylegan2"])
+def test_each_phase_trains_its_own_network_and_both_see_the_same_reconstruction(
+    make_vfmtok, monkeypatch, narrow_patchgan, kind
+) -> None:
+    switches = {
+        f"discriminator.use_{name}_discriminator": name == kind for name in ("stylegan_t", "patchgan", "stylegan2")
+    }
+    config = make_vfmtok({**ADVERSARIAL, **switches})
+    trainer = build_trainer(config)
     system, batch = trainer.system, next(trainer.data.micro_batches(0))
     tokenizer, discriminator = system.phases
     assert [tokenizer.name, discriminator.name] == ["generator", "discriminator"]

@@ -106,6 +106,7 @@ class TokenizerSystem(ABC):
                 seed=config.run.random_seed,
                 device=device,
                 backbone=backbone,
+                resolution=config.data.resolution,
             )
             self.networks["discriminators"] = self.adversary.discriminators.trainable_parts()
         self.sample_ticks = config.logging.image_snapshot_ticks
