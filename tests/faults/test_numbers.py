@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
-import torch
 
+from common.checkpoint_folder import list_checkpoints
 from tests.faults.conftest import final_tensors, largest_difference
 from tests.faults.warm import Run
 from trainer.metrics import read_log
@@ -79,14 +81,14 @@ def for_steps(steps: int) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config_in, tmp_path_factory) -> Callable[[int], dict[str, torch.Tensor]]:
-    """Everything in the checkpoint of an undisturbed run after so many steps; each length runs once."""
+def undisturbed(config_in, tmp_path_factory) -> Callable[[int], Path]:
+    """The folder of an undisturbed run after so many steps; each length runs once."""
     folder = tmp_path_factory.mktemp("undisturbed")
 
     @cache
-    def run(steps: int) -> dict[str, torch.Tensor]:
+    def run(steps: int) -> Path:
         assert Run(config_in(folder, f"{steps}_steps", for_steps(steps)), ranks=2).wait() == [0, 0]
-        return final_tensors(folder / f"{steps}_steps")
+        return folder / f"{steps}_steps"
 
     return run
 
@@ -104,9 +106,13 @@ def undisturbed(config_in, tmp_path_factory) -> Callable[[int], dict[str, torch.
 def test_nobody_steps_when_one_rank_has_a_bad_number(
     config_file, undisturbed, tmp_path, fault, step: int, named: str
 ) -> None:
+    """The step comes after those of an undisturbed run, from whose checkpoint this one goes on."""
+    shutil.copytree(undisturbed(step), tmp_path / "spoilt")
     run = Run(config_file("spoilt", for_steps(step + 1)), ranks=2, fault=fault)
     assert run.wait() == [0, 0]
     assert re.search(rf"step {step} is left out; .*{named}", run.text()), run.text()
     last = read_log(tmp_path / "spoilt" / "log.jsonl")[-1]
     assert last["guard/skipped_generator"] == 1.0
-    assert largest_difference(undisturbed(step), final_tensors(tmp_path / "spoilt")) == 0
+    assert last["progress/step"] == step + 1
+    assert len(list_checkpoints(tmp_path / "spoilt")) == 2
+    assert largest_difference(final_tensors(undisturbed(step)), final_tensors(tmp_path / "spoilt")) == 0
