@@ -14,7 +14,7 @@ from common.errors import ShapeError, UserError
 from common.precision import frozen_precision
 from common.value_range import uint8_to_unit
 from networks.encoders.dinov2 import DINOv2Encoder
-from networks.encoders.loading import load_vision_encoder
+from networks.encoders.loading import empty_vision_encoder, load_vision_encoder
 from networks.encoders.vit import ViTEncoder
 
 
@@ -127,3 +127,9 @@ def load_target_encoders(vfm_names: Sequence[str], side: int) -> TargetEncoders:
     Raises: UserError if one cannot be loaded whole, or has no class token.
     """
     return TargetEncoders([load_vision_encoder(name, [-1]) for name in vfm_names], side, vfm_names)
+
+
+def empty_target_encoders(vfm_names: Sequence[str], side: int) -> TargetEncoders | None:
+    """The same without their pretrained weights, on the current device; None where files of one are out of reach."""
+    encoders = [empty_vision_encoder(name, [-1]) for name in vfm_names]
+    return None if None in encoders else TargetEncoders(encoders, side, vfm_names)

@@ -27,6 +27,13 @@ def load_vision_encoder(
     return encoder_class(encoder_class.load_backbone(vfm_name, revision), layers, scale_factor)
 
 
+def empty_vision_encoder(vfm_name: str, layers: list[int]) -> VisionEncoder | None:
+    """The same without its pretrained weights, on the current device; None where its files are out of reach."""
+    encoder_class: type[VisionEncoder] = import_object(FAMILIES[resolve_family(vfm_name)].target)
+    backbone = encoder_class.empty_backbone(vfm_name, None)
+    return None if backbone is None else encoder_class(backbone, layers, 1.0)
+
+
 def load_encoder(config: EncoderConfig, with_text: bool = False) -> VisionEncoder:
     """The frozen encoder that a configuration names, from a local folder, the hub or a package.
 

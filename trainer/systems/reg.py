@@ -28,6 +28,7 @@ class REGSystem(DiffusionSystem):
     Args:
         config, device, latents: as of `DiffusionSystem`; where the latents come with tokens of the target encoders,
             these are not loaded.
+        targets: the target encoders; None: those that the configuration names.
 
     Raises: UserError if a target encoder cannot be loaded, or does not fit the network.
     """
@@ -36,11 +37,17 @@ class REGSystem(DiffusionSystem):
     model_type = "reg"
     watched_loss = "loss/denoise"
 
-    def __init__(self, config: REGExperiment, device: torch.device, latents: REGLatents):
+    def __init__(
+        self,
+        config: REGExperiment,
+        device: torch.device,
+        latents: REGLatents,
+        targets: TargetEncoders | None = None,
+    ):
         side, names = config.network.tokens_per_side(), config.target.vfm_names
         self.targets: TargetEncoders | None = None
         if latents.tokens is None:
-            self.targets = load_target_encoders(names, side).to(device)
+            self.targets = (targets or load_target_encoders(names, side)).to(device)
             widths, sha256 = self.targets.widths, weights_fingerprint(self.targets.state_dict())
         else:
             latents.tokens.require_tokens(1 + side**2)
