@@ -29,11 +29,11 @@ def describe(
         ("classes", f"{c.num_classes}"),
     ]
     without = " (without the target encoders)" if isinstance(network, REGSiT) else ""
-    return describe_network(config, network, lambda batch: _forward(network, batch), rows, ranks, without)
+    return describe_network(config, network, lambda batch: training_pass(network, batch), rows, ranks, without)
 
 
-def _forward(network: DiffusionTransformer, batch: int) -> object:
-    """A forward pass of training, on made-up inputs."""
+def training_pass(network: DiffusionTransformer, batch: int) -> object:
+    """A forward pass of training on made-up inputs; the network is on the meta device."""
     c, meta = network.config, torch.device("meta")
     x = torch.empty(batch, c.in_channels, c.input_size, c.input_size, device=meta)
     t, y = torch.empty(batch, device=meta), torch.zeros(batch, dtype=torch.int64, device=meta)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from networks.ar.gpt import GPT
 from trainer.network_dry_run import describe_network, split_of_a_step
@@ -16,14 +17,9 @@ if TYPE_CHECKING:
 
 def describe(config: GPTExperiment, build_network: Callable[[GPTExperiment], GPT], ranks: int) -> str:
     """Shapes, parameters, and estimates of memory and time per kimg, as a text. The tokenizer is not counted."""
-    meta = torch.device("meta")
-    with meta:
+    with torch.device("meta"):
         network = build_network(config)
     c, size = config.network, config.network.size()
-
-    def forward(batch: int) -> torch.Tensor:
-        tokens = torch.zeros(batch, c.block_size - 1, dtype=torch.int64, device=meta)
-        return network(tokens, torch.zeros(batch, dtype=torch.int64, device=meta))
 
     rows = [
         ("tokens", f"{c.grid_side()} x {c.grid_side()} of {c.vocab_size:,} codes, {split_of_a_step(config, ranks)}"),
@@ -31,4 +27,10 @@ def describe(config: GPTExperiment, build_network: Callable[[GPTExperiment], GPT
         ("classes", f"{c.num_classes}"),
     ]
     without = " (without the tokenizer)" if config.data.source == "images" else ""
-    return describe_network(config, network, forward, rows, ranks, without)
+    return describe_network(config, network, lambda batch: training_pass(network, batch), rows, ranks, without)
+
+
+def training_pass(network: GPT, batch: int) -> Tensor:
+    """A forward pass of training on made-up tokens; the network is on the meta device."""
+    tokens = torch.zeros(batch, network.config.block_size - 1, dtype=torch.int64, device="meta")
+    return network(tokens, torch.zeros(batch, dtype=torch.int64, device="meta"))

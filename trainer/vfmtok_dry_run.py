@@ -40,13 +40,8 @@ def describe(config: VFMTokExperiment, ranks: int) -> str:
     count = count_parameters(model)
     parts = {**model.trainable_parts(), **{f"  {name}": part for name, part in model.decoder.named_children()}}
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-    def forward() -> list[Tensor]:
-        output = model.fuse(made_up_features(config, micro_batch, torch.device("meta")))
-        return [model.decode(output.z).reconstruction, model.decoder.predict_features(output.z)]
-
-    flops = 3 * count_flops(forward)
-    kept = kept_bytes(forward)
+    flops = 3 * count_flops(lambda: trainable_pass(model, config, micro_batch))
+    kept = kept_bytes(lambda: trainable_pass(model, config, micro_batch))
     memory = ADAM_BYTES_PER_PARAMETER * trainable + EMA_BYTES_PER_PARAMETER * count + kept
     at_least = " (without the encoder, whose size is unknown)"
     if encoder is not None:
@@ -85,3 +80,9 @@ def describe(config: VFMTokExperiment, ranks: int) -> str:
             ("time per kimg", shown_time(flops_per_kimg, gemm_flops_per_second(pick_device(config.run.device)), ranks)),
         ]
     )
+
+
+def trainable_pass(model: VFMTokTokenizer, config: VFMTokExperiment, batch: int) -> list[Tensor]:
+    """A forward pass of everything but the encoder on one micro-batch; the model is on the meta device."""
+    latent = model.fuse(made_up_features(config, batch, torch.device("meta")))
+    return [model.decode(latent.z).reconstruction, model.decoder.predict_features(latent.z)]

@@ -50,5 +50,9 @@ class TokenSamples:
         """`tokens`, uint16 [B, 1, h, w]. Raises: UserError if the weights give no finite logits."""
         device = self.network.output.weight.device
         draws = token_draws(indices, self.kind.tokens, seed).to(device)
-        tokens = generate_tokens(self.network, labels.to(device), draws, self.config, self._step).cpu()
+        tokens = self.generate(labels.to(device), draws).cpu()
         return {"tokens": tokens.to(torch.uint16).unflatten(1, (1, *self.kind.grid))}
+
+    def generate(self, labels: Tensor, draws: Tensor) -> Tensor:
+        """As many tokens [B, n] as there are draws; see `generate_tokens`."""
+        return generate_tokens(self.network, labels, draws, self.config, self._step)

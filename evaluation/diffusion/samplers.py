@@ -98,7 +98,7 @@ class LightningDiTSampler:
         """The states [B, C, h, w] at `self.times`, from the noise to the normalised latents."""
 
         def field(x: Tensor, t: float, step_start: float) -> Tensor:
-            return guided_velocity(self.velocity, x, t, labels, self.null_label, self.guidance)
+            return self.guided(x, t, labels)
 
         match self.config.sampling_method:
             case "euler":
@@ -107,6 +107,10 @@ class LightningDiTSampler:
                 return heun(field, noise, self.times)
             case "dopri5":
                 return dopri5(field, noise, self.times, self.config.rtol, self.config.atol)
+
+    def guided(self, x: Tensor, t: float, labels: Tensor) -> Tensor:
+        """dx/dt at one time, guided where guidance acts."""
+        return guided_velocity(self.velocity, x, t, labels, self.null_label, self.guidance)
 
     def velocity(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """dx/dt at times [B], whatever the network predicts."""
@@ -191,8 +195,7 @@ class REGSampler:
             return Entangled(state[:, :-class_width].reshape(shape), state[:, -class_width:])
 
         def field(state: Tensor, t: float, step_start: float) -> Tensor:
-            guided = self.guidance.acts_at(step_start)
-            return (self._guided if guided else self._conditional)(split(state), t, labels).joined()
+            return self.velocity(split(state), t, labels, self.guidance.acts_at(step_start)).joined()
 
         start = noise.joined().double()
         if self.config.mode == "sde":
@@ -203,6 +206,10 @@ class REGSampler:
         else:
             states = euler(field, start, self.times)
         return map(split, states)
+
+    def velocity(self, state: Entangled, t: float, labels: Tensor, guided: bool) -> Entangled:
+        """The velocity of both at one time, in float64."""
+        return (self._guided if guided else self._conditional)(state, t, labels)
 
     def _conditional(self, state: Entangled, t: float, labels: Tensor) -> Entangled:
         """The network's velocity, in float64."""

@@ -113,6 +113,12 @@ class TokenSamplingConfig(StrictModel):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="Of the weights; the published samples use bf16.")
     compile: bool = Field(False, description="Compile the step of a single token.")
 
+    def guided_tokens(self, count: int) -> int:
+        """How many of the first `count` tokens are guided."""
+        if self.cfg_scale <= 1:
+            return 0
+        return count if self.cfg_interval < 0 else min(self.cfg_interval + 2, count)
+
 
 # --- relations between keys ------------------------------------------------------------------------------------------
 

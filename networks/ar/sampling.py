@@ -76,9 +76,9 @@ def generate_tokens(
     assert not network.training, "dropout would change the samples"
     step = step or network.step
     images, count = uniform.shape
-    guided = count if config.cfg_interval < 0 else min(config.cfg_interval + 2, count)
+    guided = config.guided_tokens(count)
     rows = labels
-    if config.cfg_scale > 1:
+    if guided:
         rows = torch.cat([labels, torch.full_like(labels, network.null_label)])
     caches = network.new_caches(len(rows))
     tokens = labels.new_zeros(images, count)
