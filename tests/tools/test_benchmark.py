@@ -23,7 +23,7 @@ from trainer.dry_run import discriminator_cost
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-PARTS = ["encoder", "adapter", "encode", "decode", "discriminator", "step"]
+PARTS = ["encoder", "adapter", "encode", "decode", "discriminator", "generator", "step"]
 ADVERSARIAL = {
     "discriminator": {
         "use_stylegan_t_discriminator": True,
@@ -88,13 +88,17 @@ def test_the_command_prints_one_json_object(values, counts, tmp_path, monkeypatc
     runpy.run_path(str(ROOT / "tools" / "benchmark.py"))["main"]()
     record = json.loads(capsys.readouterr().out)
     assert set(record) == {
+        "absent",
         "config_sha256",
         "encoder_weights",
+        "figures",
         "gemm",
         "left_out",
         "machine",
         "parts",
+        "pipelines",
         "setting",
+        "system",
         "versions",
     }
     assert list(record["parts"]) == PARTS
@@ -179,7 +183,9 @@ def test_the_phase_of_the_discriminators_is_timed_and_is_part_of_the_step(values
 
 def test_a_backbone_whose_file_is_not_here_is_random_and_a_wrong_file_an_error(values, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("trainer.benchmark.bare_backbone", lambda config: empty_backbone("random_tiny"))  # a fast one
+    monkeypatch.setattr(
+        "trainer.benchmarks.tokenizer.bare_backbone", lambda config: empty_backbone("random_tiny")
+    )  # a fast one
     values["losses"] = {"stylegan_t": {"weight": 1.0}}
     values["discriminator"] = {"use_stylegan_t_discriminator": True}
     record = run(values, tmp_path)

@@ -1,0 +1,145 @@
+"""Pipelines around a tokenizer, each beside the work alone that it is there for: images per second.
+
+input        the training's loader, beside plain decoding and resizing of the same files in as many processes
+prefetch     a folder of what a tokenizer makes of images, beside encoding as many images that are there already
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from common.random import numpy_generator, torch_generator
+from data.config import DataConfig
+from data.pipeline import TrainingData
+from data.skips import BadSample
+from data.write_shards import NewSample, encode_image, write_shards
+from evaluation.cost import seconds_of
+from evaluation.prefetch.format import PrefetchFormat
+from evaluation.prefetch.run import PrefetchOptions, prefetch
+
+if TYPE_CHECKING:
+    from configs.tokenizer import TokenizerExperiment
+
+Pipeline = Callable[[], float]
+
+LOADED_IMAGES = 512  # at least so many are timed on their way through the loader
+PREFETCHED_BATCHES = 4
+MADE_UP_IMAGES = 128
+MADE_UP_SIZE = (375, 500)  # height and width, near the mean of ImageNet
+
+
+def input_pipelines(config: DataConfig, batch_size: int, scratch: Path) -> dict[str, Pipeline]:
+    """`input`: the training's loader as configured, on its data, or on made-up photographs where that is not here.
+
+    `pil`: what there is to do at the least, decoding the same files and resizing them, by as many processes.
+    """
+    if not Path(config.path).exists():
+        shards = _made_up_shards(scratch / "photographs", MADE_UP_IMAGES)
+        plain = {"source": "webdataset", "path": str(shards), "label_type": "none", "filter_keys_path": None}
+        config = config.model_copy(update={**plain, "max_size": None, "xflip": False})
+    data = TrainingData(config, 0, batch_size, batch_size)
+    processes = max(config.workers, 1)
+    batches = processes * max(1, -(-LOADED_IMAGES // (batch_size * processes)))
+    positions = range(processes * batch_size, (processes + batches) * batch_size)
+    contents = list(_contents(data, positions))
+
+    def load() -> float:
+        loaded = data.micro_batches()
+        for _ in range(processes):  # from here on all of them are at work
+            next(loaded)
+        start = time.perf_counter()
+        for _ in range(batches):
+            next(loaded)
+        seconds = time.perf_counter() - start
+        loaded.close()
+        return len(positions) / seconds
+
+    def decode() -> float:
+        start = time.perf_counter()
+        _in_processes(contents, config.resolution, config.workers)
+        return len(contents) / (time.perf_counter() - start)
+
+    return {"input": load, "pil": decode}
+
+
+def _contents(data: TrainingData, positions: Sequence[int]) -> Iterator[bytes]:
+    """Files of the samples at some positions; those that cannot be read are left out."""
+    for position in positions:
+        with contextlib.suppress(BadSample):
+            yield data.source.read(data.order.sample_at(position)).image
+
+
+def _in_processes(contents: Sequence[bytes], side: int, workers: int) -> None:
+    """Decode and resize images by some processes; 0: by this one."""
+    if workers == 0:
+        _decode(contents, side)
+        return
+    fork = multiprocessing.get_context("fork")  # as the loader's processes; the files need not be sent
+    processes = [fork.Process(target=_decode, args=(contents[k::workers], side)) for k in range(workers)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+
+def _decode(contents: Sequence[bytes], side: int) -> None:
+    for content in contents:
+        np.asarray(Image.open(io.BytesIO(content)).convert("RGB").resize((side, side), Image.Resampling.LANCZOS))
+
+
+def prefetch_pipelines(
+    model: nn.Module, kind: PrefetchFormat, config: TokenizerExperiment, device: torch.device, scratch: Path
+) -> dict[str, Pipeline]:
+    """`prefetch`: made-up photographs in shards -> a folder, all told. `bare_encode`: what it asks of the tokenizer.
+
+    Args:
+        kind: what is stored of an image.
+    """
+    size, side = config.training.batch_size, config.data.resolution
+    count = PREFETCHED_BATCHES * size
+    shards = _made_up_shards(scratch / "to-prefetch", count)
+    options = PrefetchOptions(side, batch_size=size, rows_per_file=count, workers=max(config.data.workers, 1))
+    crop = kind.crop_side(side)
+    generator = torch_generator(0, "benchmark batch")
+    images = torch.randint(0, 256, (size, 3, crop, crop), generator=generator, dtype=torch.uint8).to(device)
+    keys = [str(number) for number in range(size)]
+    folders = (tempfile.mkdtemp(dir=scratch) for _ in itertools.count())
+
+    def run() -> float:
+        return count / seconds_of(lambda: prefetch(model, shards, next(folders), kind, options, device), device)
+
+    @torch.inference_mode()
+    def encode() -> None:
+        for _ in range(PREFETCHED_BATCHES):
+            kind.encode(model, images, keys)
+
+    return {"prefetch": run, "bare_encode": lambda: count / seconds_of(encode, device)}
+
+
+def _made_up_shards(folder: Path, count: int) -> Path:
+    """Shards of JPEG files with about as much in them as photographs have: colours that change slowly, and grain."""
+
+    def photographs() -> Iterator[NewSample]:
+        for number in range(count):
+            rng = numpy_generator(0, "benchmark photograph", number)
+            coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+            smooth = np.asarray(coarse.resize(MADE_UP_SIZE[::-1], Image.Resampling.BICUBIC), dtype=np.float32)
+            grain = rng.normal(0, 4, smooth.shape)
+            image, extension = encode_image(np.clip(smooth + grain, 0, 255).astype(np.uint8), "jpeg")
+            yield NewSample(f"{number:06d}", image, extension, label=0)
+
+    write_shards(photographs(), folder)
+    return folder

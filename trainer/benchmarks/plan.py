@@ -1,0 +1,146 @@
+"""What a system has timed: the records between `trainer/benchmark.py` and the systems' own files."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from common.errors import UserError
+from data.skips import SkipCounter
+from data.stream import MicroBatch
+from trainer.config import TrainingConfig
+from trainer.systems.base import System
+from trainer.trainer import Trainer
+
+if TYPE_CHECKING:
+    from configs.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured.
+
+    Attributes:
+        config: of a run.
+        device: where.
+        batch_size: samples per step; None: a micro-batch of the configuration on one rank.
+        scratch: an empty folder for what pipelines read and write; None: pipelines are not measured.
+    """
+
+    config: Experiment
+    device: torch.device
+    batch_size: int | None
+    scratch: Path | None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A part.
+
+    Attributes:
+        run: does it once.
+        times: what `run` does is a sample of the part, which takes so many times as long.
+        counted: does the same where FLOPs can be counted, which a compiled program hides; None: `run` itself.
+    """
+
+    run: Callable[[], Any]
+    times: float = 1.0
+    counted: Callable[[], Any] | None = None
+
+
+@dataclass(frozen=True)
+class FigureRule:
+    """A number that is told besides.
+
+    Attributes:
+        value: computes it from the fastest runs: seconds of parts, images per second of pipelines, by name.
+        unit: of it.
+        meaning: what it is, in a few words.
+    """
+
+    value: Callable[[Mapping[str, float]], float]
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a system has timed.
+
+    Attributes:
+        parts: by name, run in this order in every turn; a word where there is no such part: `none`, `unknown` (its size
+            is), `left out`.
+        setting: `inputs`, of what a batch consists, in words; `precision`; what else the numbers depend on.
+        left_out: what is not measured, by name, with the reason.
+        encoder_weights: see `Measurements`.
+        figures: by name.
+        pipelines: by name; each goes through some images and returns how many a second.
+    """
+
+    parts: Mapping[str, Call | str]
+    setting: dict[str, Any]
+    left_out: dict[str, str]
+    encoder_weights: str = "none"
+    figures: Mapping[str, FigureRule] = field(default_factory=dict)
+    pipelines: Mapping[str, Callable[[], float]] = field(default_factory=dict)
+
+
+def ratio(numerator: str, denominator: str, meaning: str) -> dict[str, FigureRule]:
+    """One part or pipeline over another, by the name that says so."""
+    rule = FigureRule(lambda fastest: fastest[numerator] / fastest[denominator], "times", meaning)
+    return {f"{numerator}_over_{denominator}": rule}
+
+
+# --- what all systems need -------------------------------------------------------------------------------------------
+
+
+def on_one_rank(training: TrainingConfig, batch_size: int | None, left_out: dict[str, str]) -> TrainingConfig:
+    """The `training` section for steps of one micro-batch in this process; what goes is added to `left_out`."""
+    if training.precision == "fp16":
+        left_out["fp16"] = "runs in fp32 here"
+    changes = {
+        "batch_size": batch_size or training.batch_size // training.accumulate_gradients,
+        "accumulate_gradients": 1,
+        "precision": "fp32" if training.precision == "fp16" else training.precision,
+    }
+    return training.model_copy(update=changes)
+
+
+class _NoData:
+    """In place of the training data: it never ends, and nothing is ever bad."""
+
+    steps = None
+    skips = SkipCounter(0)
+
+
+def training_calls(config: Experiment, system: System, batch: MicroBatch, device: torch.device) -> dict[str, Call]:
+    """A training step on a batch, as `step`, and before it each of its phases."""
+    trainer = Trainer(config, system, _NoData(), device)
+    phases = [phase for phase in system.phases if system.takes_part(phase, trainer.nimg)]
+    calls = {phase.name: Call(lambda phase=phase: trainer.train_phase(phase, [batch], {})) for phase in phases}
+    return calls | {"step": Call(lambda: trainer.train_step(itertools.repeat(batch)))}
+
+
+def require_memory(needed: float, batch_size: int, device: torch.device) -> None:
+    """Refuse a batch whose activations alone exceed the memory, before the machine runs out of it.
+
+    Args:
+        needed: bytes of activations that a training step keeps.
+
+    Raises: UserError.
+    """
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UserError(
+            f"batch size {batch_size}: a training step keeps about {needed / 1e9:.0f} GB of activations, and there are "
+            f"{memory / 1e9:.0f} GB of memory; use a smaller --batch-size."
+        )
