@@ -40,7 +40,7 @@ def plan(request: Request) -> Plan:
         "region_encoder": subject.inference(lambda: model.region_encoder(subject.features)),
         "encode": subject.of_encoder(lambda: model.encode(images)),
         "decode": subject.inference(lambda: model.decode(latent)),
-        "semantic_pass": subject.inference(lambda: model.predict_features(latent)),
+        "semantic_pass": subject.inference(lambda: model.decoder.predict_features(latent)),
         **_of_deformable_attention(subject),
     }
     kind = TokenFormat("centre", config.data.resolution)
