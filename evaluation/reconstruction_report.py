@@ -240,7 +240,9 @@ def _protocol_rows(benchmark: Benchmark) -> str:
         f"{manifest['batch_size_per_rank']}",
     }
     for name, text in evaluation.protocol().items():
-        if name != "sets":
+        if name == "sizes":
+            rows["Compared"] = text
+        elif name != "sets":
             rows[_describe(name)[0]] = text
     if evaluation.set_scores is not None:
         own = evaluation.set_scores.protocol

@@ -54,7 +54,7 @@ def benchmark(arguments: argparse.Namespace, device) -> int:
     if summary.reconstructed + summary.kept == 0:
         first = summary.unreadable[0]
         raise DataError(f"none of {summary.found} images can be read; the first: {first.name} ({first.reason}).")
-    pairs = pair_folders(folder / INPUT_FOLDER, folder / OUTPUT_FOLDER)
+    pairs = pair_folders(folder / INPUT_FOLDER, folder / OUTPUT_FOLDER, resize=arguments.resize)
     evaluation = evaluate_pairs(pairs, metrics)
     if distributed.rank() == 0:
         write_benchmark(folder, Benchmark(pairs, evaluation, read_manifest(folder)))

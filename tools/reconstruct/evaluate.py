@@ -21,11 +21,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output-json", help="write the means and the protocol here")
     parser.add_argument("--per-image-csv", help="write one line per pair here")
     parser.add_argument("--allow-unmatched", action="store_true", help="ignore images that have no partner")
-    parser.add_argument(
-        "--resize",
-        type=int,
-        help="bring all images to this side first, by PIL's bicubic filter (default: none; published VFMTok: 256)",
-    )
     parser.add_argument("--all", action="store_true", help="also rFID, rIS and KID: --extractor inception")
     add_metric_arguments(parser, extractor="none")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if any")
@@ -33,8 +28,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if parsed.all and parsed.extractor == "none":
         parsed.extractor = "inception"
     check_metric_arguments(parser, parsed)
-    if parsed.resize is not None and parsed.resize < 1:
-        parser.error(f"--resize: found {parsed.resize}, expected at least 1")
     if parsed.batch_size < 1 or parsed.num_workers < 0:
         parser.error("--batch-size must be at least 1 and --num-workers at least 0")
     return parsed
@@ -42,6 +35,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def add_metric_arguments(parser: argparse.ArgumentParser, extractor: str) -> None:
     """The flags that choose metrics; `extractor` is the default."""
+    parser.add_argument(
+        "--resize",
+        type=int,
+        help="bring all images to this side first, by PIL's bicubic filter (default: none; published VFMTok: 256)",
+    )
     parser.add_argument("--psnr-cap", type=float, default=100.0, help="most dB that one pair counts (default: 100)")
     parser.add_argument(
         "--lpips-vgg16", help="torchvision's VGG16 weights file (default: the torch hub cache's, if any)"
@@ -57,7 +55,9 @@ def add_metric_arguments(parser: argparse.ArgumentParser, extractor: str) -> Non
 
 
 def check_metric_arguments(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
-    """Refuse a weights file that nothing would read."""
+    """Refuse a weights file that nothing would read, and images of no size."""
+    if parsed.resize is not None and parsed.resize < 1:
+        parser.error(f"--resize: found {parsed.resize}, expected at least 1")
     if parsed.inception_weights and parsed.extractor not in ("auto", "inception"):
         parser.error(f"--inception-weights: --extractor {parsed.extractor} does not use it; add --all")
 
