@@ -46,6 +46,7 @@ DOCUMENTS = (
     "docs/latents.md",
     "docs/performance.md",
     "docs/scaling.md",
+    "docs/vfmtok.md",
 )
 
 
