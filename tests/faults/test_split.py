@@ -44,6 +44,7 @@ def test_4_2_and_1_ranks_compute_the_same(config_file, tmp_path) -> None:
             "training.accumulate_gradients": accumulate,
             "training.total_kimg": 0.016,
             "training.kimg_per_tick": 0.004,
+            "checkpoint.network_snapshot_ticks": 1000,
         }
         assert Run(config_file(f"on{ranks}", changes), ranks, fault=filled_and_recorded).wait() == [0] * ranks
     logs = [read_log(tmp_path / f"on{ranks}" / "log.jsonl") for ranks, _ in SPLITS]
