@@ -11,10 +11,9 @@ from typing import Literal
 from networks.ar.gpt import GPT
 from networks.ar.loading import load_reference_weights
 from networks.checkpoint.generator_folder import GeneratorFolder, read_generator_folder
-from networks.checkpoint.origin import Origin
+from networks.checkpoint.origin import UNSTATED_LICENCE, Origin
 
 SYSTEM = "gpt_c2i"
-UNKNOWN_LICENCE = "unknown; check the terms of the file"
 
 
 def read_gpt_folder(path: str | Path) -> GeneratorFolder:
@@ -36,5 +35,5 @@ def load_gpt_weights(network: GPT, path: str | Path, weights: Literal["ema", "ra
     """
     if not Path(path).is_dir():
         load_reference_weights(network, path, weights)
-        return Origin(Path(path).name, UNKNOWN_LICENCE)
+        return Origin(Path(path).name, UNSTATED_LICENCE)
     return read_gpt_folder(path).load_weights(network, weights)

@@ -21,7 +21,7 @@ from common.errors import ShapeError, UserError
 from networks.ar.config import GPT_RELATIONS, GPTConfig
 from networks.ar.rope import rope_table, rotate
 from networks.layers.dot_product_attention import attend
-from networks.layers.labels import LabelEmbedding
+from networks.layers.labels import LabelEmbedding, null_label
 from networks.layers.norm import RMSNorm
 
 INITIAL_STD = 0.02
@@ -169,12 +169,7 @@ class GPT(nn.Module):
     @property
     def null_label(self) -> int:
         """The label that stands for no class. Raises UserError if the network was built without one."""
-        if self.config.class_dropout_prob == 0:
-            raise UserError(
-                "this network has no null class, which guidance and label dropout need: class_dropout_prob is 0; "
-                "train one with class_dropout_prob above 0."
-            )
-        return self.config.num_classes
+        return null_label(self.config.num_classes, self.config.class_dropout_prob)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         """Logits of each token, given those before it and the class.

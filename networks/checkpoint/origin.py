@@ -8,6 +8,7 @@ from typing import Any
 
 # What is recorded of a reference file whose licence nobody states.
 UNKNOWN_LICENCE = "unknown; the released VFM-VAE weights are non-commercial (check their terms)"
+UNSTATED_LICENCE = "unknown; check the terms of the file"  # of other models
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from common.errors import CheckpointError
 from common.files import write_atomically
 from common.torch_file import read_torch_file
 from networks.checkpoint.names import ENCODER, LEFT_OUT, TOKENIZER, Rows, to_own_name, to_reference_name
-from networks.checkpoint.origin import UNKNOWN_LICENCE, Origin
+from networks.checkpoint.origin import UNKNOWN_LICENCE, UNSTATED_LICENCE, Origin
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,12 @@ def read_reference(path: str | Path) -> ReferenceCheckpoint:
     content = read_torch_file(path, records=[argparse.Namespace])  # VFMTok's files keep their arguments
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: found {type(content).__name__}, expected a dictionary of tensors.")
-    origin = Origin.from_json(content.get("derived_from")) or Origin(Path(path).name, UNKNOWN_LICENCE)
     layout = next((names for names in _LAYOUTS if any(isinstance(content.get(n), Mapping) for n in names)), None)
     if layout is None:
         layout = _LAYOUTS[0]
         content = {layout[1]: content}
+    licence = UNKNOWN_LICENCE if layout == _LAYOUTS[0] else UNSTATED_LICENCE
+    origin = Origin.from_json(content.get("derived_from")) or Origin(Path(path).name, licence)
     raw, average, discriminator = (_state_dict(content.get(name, {}), f"{path}: {name}") for name in layout)
     options = content.get("training_set_kwargs", {})
     if not isinstance(options, Mapping):

@@ -15,7 +15,7 @@ from networks.diffusion.embeddings import (
     TimeEmbedding,
     position_table,
 )
-from networks.layers.labels import LabelEmbedding
+from networks.layers.labels import LabelEmbedding, null_label
 
 
 class DiffusionTransformer(nn.Module):
@@ -45,12 +45,7 @@ class DiffusionTransformer(nn.Module):
     @property
     def null_label(self) -> int:
         """The label that stands for no class. Raises UserError if the network was built without one."""
-        if self.config.class_dropout_prob == 0:
-            raise UserError(
-                "this network has no null class, which guidance and label dropout need: class_dropout_prob is 0; "
-                "train one with class_dropout_prob above 0."
-            )
-        return self.config.num_classes
+        return null_label(self.config.num_classes, self.config.class_dropout_prob)
 
     @property
     def feature_names(self) -> list[str]:
