@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 
 from common.config import Source
 from configs.schema import check
-from evaluation.bar_chart import Bar, bar_chart_file
 from tests.networks.tiny_encoders import TINY as TINY_ENCODERS
 from tests.tiny import tiny_values, tiny_vfmtok_values
 from tests.trainer.ar.tiny_runs import run_values
@@ -77,6 +75,13 @@ def test_sampling_with_a_cache_is_compared_with_passes_of_the_whole_sequence(tmp
     }
 
 
+def test_a_step_that_the_guard_refuses_is_told(tmp_path, monkeypatch):
+    values = run_values(tmp_path, tmp_path)
+    assert "optimiser" not in record_of(values)["left_out"]
+    monkeypatch.setattr("trainer.guard.Guard.accepts", lambda *arguments: False)
+    assert "the guard refused the step" in record_of(values)["left_out"]["optimiser"]
+
+
 def test_a_compiled_step_counts_as_the_plain_one(tmp_path, monkeypatch):
     values = run_values(tmp_path, tmp_path)
     plain = gflop(record_of(values))
@@ -130,16 +135,3 @@ def test_the_plot_shows_each_part_and_its_matrix_products(tmp_path):
     plot = as_plot(record)
     assert all(f">{name}</text>" in plot for name in record["parts"])
     assert "gpt_c2i: 2 sequences of 16 tokens of 12 codes" in plot and "GFLOP/s" in plot
-
-
-def test_bars_are_as_long_as_their_values():
-    plot = bar_chart_file(
-        [Bar("a", 4.0, 1.0, "four"), Bar("b & c", 2.0, 3.0, "two")], title="t", notes=["n"], x_label="seconds"
-    )
-    widths = {
-        kind: [float(w) for w in re.findall(rf'class="{kind}"[^>]* width="([\d.]+)"', plot)]
-        for kind in ("whole", "part")
-    }
-    assert widths["whole"] == [300.0, 150.0]
-    assert widths["part"] == [75.0, 150.0]  # no more than the bar
-    assert "b &amp; c" in plot

@@ -99,10 +99,10 @@ def plan_of(
     return Plan(
         parts={
             "forward": Call(torch.inference_mode()(lambda: forward(x, y))),
-            "step": training_calls(config, system, batch, device)["step"],
+            "step": training_calls(config, system, batch, device, left_out)["step"],
         },
         setting={
-            "inputs": f"{count} latents of {c.input_size} x {c.input_size} x {c.in_channels}",
+            "inputs": f"{count} latent{'s' if count > 1 else ''} of {c.input_size} x {c.input_size} x {c.in_channels}",
             "batch_size": count,
             "precision": config.training.precision,
             "guided": config.sample.cfg_scale > 1,

@@ -35,9 +35,9 @@ def plan(request: Request) -> Plan:
     tokens = torch.randint(c.vocab_size, (count, c.block_size), generator=torch_generator(0, "benchmark batch"))
     batch = TokenBatch(tokens, torch.arange(count) % c.num_classes, range(count))
     return Plan(
-        parts=_sampling(system, batch) | {"step": training_calls(config, system, batch, device)["step"]},
+        parts=_sampling(system, batch) | {"step": training_calls(config, system, batch, device, left_out)["step"]},
         setting={
-            "inputs": f"{count} sequences of {c.block_size} tokens of {c.vocab_size:,} codes",
+            "inputs": f"{count} sequence{'s' if count > 1 else ''} of {c.block_size} tokens of {c.vocab_size:,} codes",
             "batch_size": count,
             "precision": config.training.precision,
             "sampling_precision": config.sample.precision,

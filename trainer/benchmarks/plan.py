@@ -119,12 +119,24 @@ class _NoData:
     skips = SkipCounter(0)
 
 
-def training_calls(config: Experiment, system: System, batch: MicroBatch, device: torch.device) -> dict[str, Call]:
-    """A training step on a batch, as `step`, and before it each of its phases."""
+def training_calls(
+    config: Experiment, system: System, batch: MicroBatch, device: torch.device, left_out: dict[str, str]
+) -> dict[str, Call]:
+    """A training step on a batch, as `step`, and before it each of its phases.
+
+    Args:
+        left_out: is told if the guard refuses steps on such a batch, whose optimiser then does nothing.
+    """
     trainer = Trainer(config, system, _NoData(), device)
     phases = [phase for phase in system.phases if system.takes_part(phase, trainer.nimg)]
     calls = {phase.name: Call(lambda phase=phase: trainer.train_phase(phase, [batch], {})) for phase in phases}
-    return calls | {"step": Call(lambda: trainer.train_step(itertools.repeat(batch)))}
+
+    def step() -> None:
+        trainer.train_step(itertools.repeat(batch))
+        if trainer.guard.in_a_row > 0:
+            left_out["optimiser"] = "the guard refused the step on made-up data; its update and the EMA did not run"
+
+    return calls | {"step": Call(step)}
 
 
 def require_memory(needed: float, batch_size: int, device: torch.device) -> None:

@@ -135,7 +135,7 @@ def plan_of(
     config, system, left_out = subject.config, subject.system, subject.left_out
     training: dict[str, Call] = {}
     if config.enabled_losses():
-        training = training_calls(config, system, made_up_batch(config), subject.images.device)
+        training = training_calls(config, system, made_up_batch(config), subject.images.device, left_out)
     else:
         left_out["step"] = "none of its losses can be computed here"
     phases = [phase.name for phase in system.phases]
