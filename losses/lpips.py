@@ -96,6 +96,16 @@ def _trunk_layers() -> list[tuple[int, int]]:
     return [(next(i for i, end in enumerate(_SLICE_ENDS, start=1) if n < end), n) for n in convolutions]
 
 
+def random_trunk() -> dict[str, Tensor]:
+    """VGG16's convolutions with random weights, under torchvision's names: they cost the same and measure nothing."""
+    from torchvision.models import vgg16
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        trunk = vgg16(weights=None).features
+    return {f"features.{name}": value for name, value in trunk.state_dict().items()}
+
+
 class LPIPSLoss(Loss):
     """Mean LPIPS distance over the batch."""
 

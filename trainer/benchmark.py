@@ -140,7 +140,7 @@ def measure(
     """
     set_up_numerics(config.training)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        request = Request(config, device, batch_size, Path(folder) if pipelines else None)
+        request = Request(config, device, batch_size, Path(folder), pipelines)
         plan: Plan = import_object(BENCHMARKS[config.system])(request)
         calls = {name: call for name, call in plan.parts.items() if isinstance(call, Call)}
         gemm, parts = _time(calls, device, repeats, gemm_side)

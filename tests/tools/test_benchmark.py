@@ -136,9 +136,9 @@ def test_what_is_not_built_or_absent_is_left_out_by_name(values, tmp_path, monke
     values["losses"] |= {"perceptual": {"weight": 10.0}}
     values["training"]["precision"] = "fp16"
     record = run(values, tmp_path)
-    assert set(record["left_out"]) == {"data", "losses.perceptual", "equivariance", "fp16"}
-    assert "vgg16-397923af.pth" in record["left_out"]["losses.perceptual"]
-    assert record["setting"]["losses"] == ["l1_pixel", "l2_pixel", "multiscale_pixel", "kl", "vf"]
+    assert set(record["left_out"]) == {"data", "LPIPS weights", "equivariance", "fp16"}
+    assert record["left_out"]["LPIPS weights"] == "out of reach; random ones cost the same"
+    assert record["setting"]["losses"] == ["l1_pixel", "l2_pixel", "multiscale_pixel", "perceptual", "kl", "vf"]
     assert record["setting"]["precision"] == "fp32"
     table = as_table(record)
     assert all(f"  {name}: {reason}" in table for name, reason in record["left_out"].items())
@@ -196,9 +196,9 @@ def test_a_backbone_whose_file_is_not_here_is_random_and_a_wrong_file_an_error(v
         run(values, tmp_path, f"discriminator.dino_path={tmp_path / 'dino.pth'}")
 
 
-def test_a_step_without_computable_losses_is_left_out(values, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    values["losses"] = {"perceptual": {"weight": 1.0}}
+def test_a_step_without_computable_losses_is_left_out(values, tmp_path):
+    values["losses"] = {"clip": {"weight": 1.0}}
+    values["data"]["label_type"] = "text"
     record = run(values, tmp_path)
     assert record["parts"]["step"] is None
     assert record["left_out"]["step"] == "none of its losses can be computed here"

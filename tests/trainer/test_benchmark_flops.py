@@ -37,7 +37,8 @@ SIGLIP2_LARGE_512 = {
 def flops(values: dict[str, Any], *parts: str) -> dict[str, int]:
     """Of some parts on 2 samples."""
     config = check(Source("tiny.yaml", values)).config
-    plan = import_object(BENCHMARKS[config.system])(Request(config, torch.device("cpu"), 2, None))
+    request = Request(config, torch.device("cpu"), 2, Path("scratch"), False)
+    plan = import_object(BENCHMARKS[config.system])(request)
     return {name: count_flops(plan.parts[name].run) for name in parts}
 
 

@@ -51,7 +51,7 @@ def measurable(request: Request, system: type[DiffusionSystem], left_out: dict[s
     Raises: UserError if the batch cannot fit into memory.
     """
     left_out["data"] = "reading latents and drawing noise; both are made up"
-    if request.scratch is not None:
+    if request.pipelines:
         left_out["pipelines"] = "this system has none that are measured"
     training = on_one_rank(request.config.training, request.batch_size, left_out)
     config = request.config.model_copy(update={"training": training})

@@ -52,7 +52,7 @@ def _measurable(request: Request) -> tuple[GPTExperiment, dict[str, str]]:
     left_out = {
         "data": "tokens are made up, also where a run makes them of images: the tokenizer has its own benchmark"
     }
-    if request.scratch is not None:
+    if request.pipelines:
         left_out["pipelines"] = "this system has none that are measured"
     training = on_one_rank(request.config.training, request.batch_size, left_out)
     config = request.config.model_copy(update={"training": training})

@@ -30,13 +30,15 @@ class Request:
         config: of a run.
         device: where.
         batch_size: samples per step; None: a micro-batch of the configuration on one rank.
-        scratch: an empty folder for what pipelines read and write; None: pipelines are not measured.
+        scratch: an empty folder, for files that stand in for others and for what pipelines read and write.
+        pipelines: whether these are measured.
     """
 
     config: Experiment
     device: torch.device
     batch_size: int | None
-    scratch: Path | None
+    scratch: Path
+    pipelines: bool
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from common.registry import import_object
 from data.pipeline import Batch
 from evaluation.prefetch.format import PrefetchFormat
 from losses import LOSSES
+from losses.lpips import TRUNK_FILE, find_trunk, random_trunk
 from networks.config import DiscriminatorConfig
 from networks.discriminators.backbone import TappedViT
 from networks.discriminators.loading import bare_backbone, load_backbone
@@ -71,15 +73,15 @@ class Subject:
         return Call(run)
 
 
-def measurable(config: TokenizerExperiment, batch_size: int | None) -> tuple[TokenizerExperiment, dict[str, str]]:
+def measurable(request: Request) -> tuple[TokenizerExperiment, dict[str, str]]:
     """Leave out of the training step what lacks its files, or would make its cost a matter of chance or time.
 
     Returns: the configuration of what can be measured, and what had to go, by name, with the reason.
     """
-    left_out = {"data": "reading and augmentation; the images are made up"}
-    training = on_one_rank(config.training, batch_size, left_out)
+    config, left_out = request.config, {"data": "reading and augmentation; the images are made up"}
+    training = on_one_rank(config.training, request.batch_size, left_out)
     losses = {}
-    for name, term in config.enabled_losses().items():
+    for name, term in _with_lpips(config, request.scratch, left_out).items():
         try:
             import_object(LOSSES[name].target)(term)
         except UserError as error:
@@ -94,6 +96,20 @@ def measurable(config: TokenizerExperiment, batch_size: int | None) -> tuple[Tok
             left_out[f"losses.{name}.start_kimg"] = "every step runs as after it"
     sections = {"training": training, "losses": type(config.losses)(**losses), "validation": None}
     return config.model_copy(update=sections), left_out
+
+
+def _with_lpips(config: TokenizerExperiment, scratch: Path, left_out: dict[str, str]) -> dict[str, Any]:
+    """The terms of a configuration by name; LPIPS on random weights where its VGG16 is not here."""
+    terms = config.enabled_losses()
+    try:
+        if "perceptual" in terms:
+            find_trunk(terms["perceptual"].vgg16_path)
+    except UserError:
+        path = scratch / TRUNK_FILE
+        torch.save(random_trunk(), path)
+        terms["perceptual"] = terms["perceptual"].model_copy(update={"vgg16_path": str(path)})
+        left_out["LPIPS weights"] = SAME_COST
+    return terms
 
 
 def build(
@@ -143,7 +159,7 @@ def plan_of(
     order = [*(name for name in missing if name not in phases), *phases, "step"]
     parts = parts | {name: training.get(name) or missing.get(name, "left out") for name in order}
     pipelines, figures = {}, dict(more.pop("figures", {}))
-    if request.scratch is not None:
+    if request.pipelines:
         pipelines |= input_pipelines(request.config.data, config.training.batch_size, request.scratch)
         figures |= ratio("input", "pil", "training input over plain decoding and resizing")
         if subject.encoder_weights == "unknown":

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def plan(request: Request) -> Plan:
     """The parts of one call of `encode` and `decode`, and the training."""
-    config, left_out = measurable(request.config, request.batch_size)
+    config, left_out = measurable(request)
     if config.decoder.reads_texts:
         left_out["text model"] = "class texts are embedded once in a run; the embeddings are made up"
     if config.equivariance.use_equivariance_regularization:

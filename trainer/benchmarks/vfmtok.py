@@ -31,7 +31,7 @@ ATTENTION, SAMPLING, BARE = "deformable_attention", "deformable_sampling", "grid
 
 def plan(request: Request) -> Plan:
     """The parts of one call of `encode`, `decode` and `predict_features`, and the training."""
-    config, left_out = measurable(request.config, request.batch_size)
+    config, left_out = measurable(request)
     require_room(config, request.device, _kept_bytes(config))
     subject = build(config, left_out, VFMTokSystem, request.device)
     model, images, latent = subject.system.average, subject.images, subject.latent
