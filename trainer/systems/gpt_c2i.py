@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import CheckpointError, DataError
-from common.random import keyed_seed, python_generator
+from common.random import keyed_draws, python_generator
 from data.pipeline import Batch, TrainingData
 from data.token_kind import TokenKind
 from data.tokens import TokenBatch, TokenFolder, TokenStream
@@ -81,8 +81,7 @@ class GPTSystem(SingleNetworkSystem):
 
     def backward(self, phase: Phase, batch: TokenBatch | Batch, at: MicroStep) -> dict[str, Tensor]:
         """One micro-batch, with dropout masks of its own."""
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(keyed_seed(at.seed, "dropout masks", at.step, at.micro_batch))
+        with keyed_draws(at.seed, "dropout", at.step, at.micro_batch, device=self.device):
             return super().backward(phase, batch, at)
 
     def losses(self, batch: TokenBatch | Batch) -> dict[str, Tensor]:
