@@ -133,7 +133,8 @@ def peak_memory_gb(device: torch.device) -> float:
     """Peak memory in GB (10^9 bytes): allocated on the GPU, or resident of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    recorded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return max(recorded, resident_memory_gb())  # Linux's record of the peak may lag behind by some pages
 
 
 def resident_memory_gb() -> float:

@@ -397,8 +397,8 @@ class Trainer:
             "timing/maintenance_seconds": self._maintenance_seconds,
             "timing/train_seconds": self.train_seconds,
             "timing/timestamp": time.time(),
-            "resources/peak_memory_gb": peak_memory_gb(self.device),
             "resources/cpu_memory_gb": resident_memory_gb(),
+            "resources/peak_memory_gb": peak_memory_gb(self.device),
         }
         line |= {f"data/skipped/{kind}": count for kind, count in skips.by_kind().items()}
         return line
