@@ -8,6 +8,7 @@ Starts a run, or goes on from its newest complete checkpoint. One process, or ma
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 
@@ -43,8 +44,13 @@ def main() -> int:
     if only_looking:
         return 0
 
+    # The libraries consist of a million objects that stay. To look for garbage among them takes a second at the start,
+    # and again whenever the collector comes by.
+    gc.disable()
     from trainer.launch import launch
 
+    gc.freeze()
+    gc.enable()
     return launch(loaded.config)
 
 
