@@ -85,6 +85,7 @@ class VFMVAESystem(TokenizerSystem):
         backbone: TappedViT | None = None,
     ):
         super().__init__(config, device, encoder, backbone)
+        self._selected_mode = self.mode_of_training()
         if config.decoder.reads_texts:
             text_encoder = self.tokenizer.encoder.text_encoder
             self.embed_texts: Callable[[Sequence[str]], Conditioning] = text_encoder
@@ -298,11 +299,11 @@ class VFMVAESystem(TokenizerSystem):
 
     def _freeze(self) -> None:
         """Train from now on what is to be trained now."""
-        selection = self.select_trainable()
-        if selection == self.selection:
+        if self.mode_of_training() == self._selected_mode:
             return
-        log.info("Trained from now on: %s.", ", ".join(selection.modules))
-        self.selection, self.generator = selection, distribute(self.tokenizer)
+        self.selection, self._selected_mode = self.select_trainable(), self.mode_of_training()
+        log.info("Trained from now on: %s.", ", ".join(self.selection.modules))
+        self.generator = distribute(self.tokenizer)
         self.phases[-1] = replace(self.phases[-1], module=self.generator)
 
     def state_dict(self) -> dict[str, Any]:
