@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -18,6 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the warm process if a test may need it: its imports take seconds, in which the first tests run."""
+    gc.freeze()  # what is imported by now stays, and forks of this process share it
     if "tests.forkserver" in sys.modules and not session.config.option.collectonly:
         from multiprocessing.forkserver import ensure_running
 
