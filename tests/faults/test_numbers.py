@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,11 +14,10 @@ from tests.faults.conftest import final_tensors, largest_difference
 from tests.faults.warm import Run
 from trainer.metrics import read_log
 
-BAD_STEP = 2
-SPIKE_STEP = 20  # no gradient norm is a spike before
+STEPS = 20  # as many as the guard waits for before a gradient norm can be a spike
 
 
-def _change_reports(change) -> None:
+def _change_reports(step: int, change) -> None:
     """Let rank 1 change what its backward pass reports, in one step."""
     from trainer.systems.vfm_vae import VFMVAESystem
 
@@ -28,21 +25,21 @@ def _change_reports(change) -> None:
 
     def changed(self, phase, batch, at):
         report = backward(self, phase, batch, at)
-        return change(phase, report) if at.step == BAD_STEP and os.environ["RANK"] == "1" else report
+        return change(report) if at.step == step and os.environ["RANK"] == "1" else report
 
     VFMVAESystem.backward = changed
 
 
-def nan_loss() -> None:
-    _change_reports(lambda phase, report: {**report, "loss/kl": report["loss/kl"] * float("nan")})
+def nan_loss(step: int) -> None:
+    _change_reports(step, lambda report: {**report, "loss/kl": report["loss/kl"] * float("nan")})
 
 
-def infinite_loss() -> None:
-    _change_reports(lambda phase, report: {**report, "loss/vf": report["loss/vf"] * float("inf")})
+def infinite_loss(step: int) -> None:
+    _change_reports(step, lambda report: {**report, "loss/vf": report["loss/vf"] * float("inf")})
 
 
-def jumping_loss() -> None:
-    _change_reports(lambda phase, report: {**report, "loss/l1_pixel": report["loss/l1_pixel"] * 1e4})
+def jumping_loss(step: int) -> None:
+    _change_reports(step, lambda report: {**report, "loss/l1_pixel": report["loss/l1_pixel"] * 1e4})
 
 
 def _scale_local_gradient(factor: float, step: int) -> None:
@@ -63,12 +60,27 @@ def _scale_local_gradient(factor: float, step: int) -> None:
     VFMVAESystem.backward = changed
 
 
-def nan_gradient() -> None:
-    _scale_local_gradient(float("nan"), BAD_STEP)
+def nan_gradient(step: int) -> None:
+    _scale_local_gradient(float("nan"), step)
 
 
-def spiking_gradient() -> None:
-    _scale_local_gradient(1e6, SPIKE_STEP)
+def spiking_gradient(step: int) -> None:
+    _scale_local_gradient(1e6, step)
+
+
+# One in each of the steps after those of the undisturbed run, with what the log says of it.
+FAULTS = {
+    nan_loss: r"rank 1: loss/kl = nan \(not finite\)",
+    infinite_loss: r"rank 1: loss/vf = inf \(not finite\)",
+    jumping_loss: r"rank 1: loss/l1_pixel = [\d.]+ \(more than 10 times",
+    nan_gradient: r"rank 1: gradient_norm/generator/of_rank = nan",
+    spiking_gradient: r"gradient_norm/generator = [\d.e+]+ \(more than 100 times the median",
+}
+
+
+def all_faults() -> None:
+    for step, fault in enumerate(FAULTS, STEPS):
+        fault(step)
 
 
 def for_steps(steps: int) -> dict[str, float]:
@@ -81,38 +93,33 @@ def for_steps(steps: int) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config_in, tmp_path_factory) -> Callable[[int], Path]:
-    """The folder of an undisturbed run after so many steps; each length runs once."""
+def undisturbed(config_in, tmp_path_factory) -> Path:
+    """The folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("undisturbed")
-
-    @cache
-    def run(steps: int) -> Path:
-        assert Run(config_in(folder, f"{steps}_steps", for_steps(steps)), ranks=2).wait() == [0, 0]
-        return folder / f"{steps}_steps"
-
-    return run
+    assert Run(config_in(folder, "run", for_steps(STEPS)), ranks=2).wait() == [0, 0]
+    return folder / "run"
 
 
-@pytest.mark.parametrize(
-    ("fault", "step", "named"),
-    [
-        (nan_loss, BAD_STEP, r"rank 1: loss/kl = nan \(not finite\)"),
-        (infinite_loss, BAD_STEP, r"rank 1: loss/vf = inf \(not finite\)"),
-        (jumping_loss, BAD_STEP, r"rank 1: loss/l1_pixel = [\d.]+ \(more than 10 times"),
-        (nan_gradient, BAD_STEP, r"rank 1: gradient_norm/generator/of_rank = nan"),
-        (spiking_gradient, SPIKE_STEP, r"gradient_norm/generator = [\d.e+]+ \(more than 100 times the median"),
-    ],
-)
-def test_nobody_steps_when_one_rank_has_a_bad_number(
-    config_file, undisturbed, tmp_path, fault, step: int, named: str
-) -> None:
-    """The step comes after those of an undisturbed run, from whose checkpoint this one goes on."""
-    shutil.copytree(undisturbed(step), tmp_path / "spoilt")
-    run = Run(config_file("spoilt", for_steps(step + 1)), ranks=2, fault=fault)
+@pytest.fixture(scope="module")
+def spoilt(config_in, undisturbed, tmp_path_factory) -> tuple[Path, str]:
+    """The folder of a run that goes on from there with bad numbers only, and what its rank 0 wrote."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    shutil.copytree(undisturbed, folder / "run")
+    run = Run(config_in(folder, "run", for_steps(STEPS + len(FAULTS))), ranks=2, fault=all_faults)
     assert run.wait() == [0, 0]
-    assert re.search(rf"step {step} is left out; .*{named}", run.text()), run.text()
-    last = read_log(tmp_path / "spoilt" / "log.jsonl")[-1]
-    assert last["guard/skipped_generator"] == 1.0
-    assert last["progress/step"] == step + 1
-    assert len(list_checkpoints(tmp_path / "spoilt")) == 2
-    assert largest_difference(final_tensors(undisturbed(step)), final_tensors(tmp_path / "spoilt")) == 0
+    return folder / "run", run.text()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_number_on_one_rank_is_named_and_its_step_left_out(spoilt, fault) -> None:
+    run_dir, text = spoilt
+    step = STEPS + list(FAULTS).index(fault)
+    assert re.search(rf"step {step} is left out; .*{FAULTS[fault]}", text), text
+    (line,) = [line for line in read_log(run_dir / "log.jsonl") if line["progress/step"] == step + 1]
+    assert line["guard/skipped_generator"] == 1.0
+
+
+def test_nobody_steps_when_one_rank_has_a_bad_number(undisturbed, spoilt) -> None:
+    run_dir, _ = spoilt
+    assert [len(list_checkpoints(folder)) for folder in (undisturbed, run_dir)] == [1, 2]
+    assert largest_difference(final_tensors(undisturbed), final_tensors(run_dir)) == 0

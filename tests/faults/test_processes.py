@@ -24,7 +24,7 @@ ADVERSARIAL = {
     "training.kimg_per_tick": 0.002,
     "checkpoint.network_snapshot_ticks": 1,
 }
-SIXTEEN_STEPS = {"training.total_kimg": 0.064}
+EIGHT_STEPS = {"training.total_kimg": 0.032, "checkpoint.network_snapshot_ticks": 1000}
 
 
 def slow_checkpoints() -> None:
@@ -38,6 +38,19 @@ def slow_checkpoints() -> None:
         time.sleep(0.03)
 
     checkpointing.save_tensors = slowly
+
+
+def slow_steps() -> None:
+    """Leave time for a signal before the last step."""
+    from trainer.trainer import Trainer
+
+    train_step = Trainer.train_step
+
+    def slowly(self, batches):
+        time.sleep(0.2)
+        return train_step(self, batches)
+
+    Trainer.train_step = slowly
 
 
 def wait_until(happened: Callable[[], object], timeout: float = 60) -> None:
@@ -79,7 +92,7 @@ def test_a_killed_run_goes_on_from_a_complete_checkpoint(config_file, tmp_path, 
 def undisturbed_on_two_ranks(config_in, tmp_path_factory) -> dict[str, torch.Tensor]:
     """Everything in the last checkpoint of a run that no signal reached."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert Run(config_in(folder, changes=SIXTEEN_STEPS), ranks=2).wait() == [0, 0]
+    assert Run(config_in(folder, changes=EIGHT_STEPS), ranks=2).wait() == [0, 0]
     return final_tensors(folder / "run")
 
 
@@ -87,8 +100,8 @@ def undisturbed_on_two_ranks(config_in, tmp_path_factory) -> dict[str, torch.Ten
 def test_a_signal_to_one_rank_stops_both_at_the_same_step_and_resumes_exactly(
     config_file, undisturbed_on_two_ranks, tmp_path, number
 ) -> None:
-    stopped = config_file("stopped", SIXTEEN_STEPS)
-    run = Run(stopped, ranks=2)
+    stopped = config_file("stopped", EIGHT_STEPS)
+    run = Run(stopped, ranks=2, fault=slow_steps)
     run.wait_for("starting from scratch", rank=0)
     wait_until(lambda: (tmp_path / "stopped" / "log.jsonl").read_text())
     began = time.monotonic()
@@ -99,7 +112,7 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_step_and_resumes_exactly(
         json.loads((folder / "manifest.json").read_text())
         for folder in sorted((tmp_path / "stopped" / "checkpoints").iterdir())[-1:]
     ]
-    assert 0 < manifest["nimg"] < 64
+    assert 0 < manifest["nimg"] < 32
     assert Run(stopped, ranks=2).wait() == [0, 0]
     assert largest_difference(undisturbed_on_two_ranks, final_tensors(tmp_path / "stopped")) == 0
 
