@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,16 @@ from tests.trainer.conftest import build_trainer, comparable, run_until, state_o
 
 @pytest.fixture(scope="module")
 def unbroken(config_of_run, tmp_path_factory):
-    """State and log of a run without interruption."""
-    run_dir = tmp_path_factory.mktemp("unbroken")
+    """State, log and folder of a run without interruption."""
+    run_dir = tmp_path_factory.mktemp("unbroken") / "run"
     trainer = run_until(build_trainer(config_of_run(run_dir)))
-    return state_of(trainer), comparable(run_dir)
+    return state_of(trainer), comparable(run_dir), run_dir
+
+
+@pytest.fixture
+def complete(unbroken, tmp_path) -> Path:
+    """A copy of its folder, in the place of the run that a test configures."""
+    return shutil.copytree(unbroken[-1], tmp_path / "run")
 
 
 def test_resuming_is_exact_in_bf16_with_accumulation_and_workers(make_config, tmp_path) -> None:
@@ -50,19 +57,19 @@ def test_the_run_differs_with_its_seed(make_config, unbroken) -> None:
     )
 
 
-def test_a_complete_run_is_left_alone(make_config, caplog) -> None:
-    config = make_config()
-    run_until(build_trainer(config))
-    before = {path: path.stat().st_mtime_ns for path in Path(config.run.run_dir).rglob("*.safetensors")}
+def test_a_complete_run_is_left_alone(make_config, complete, caplog) -> None:
+    before = {path: path.stat().st_mtime_ns for path in complete.rglob("*.safetensors")}
+    assert before
     with caplog.at_level("INFO"):
-        run_until(build_trainer(config))
+        run_until(build_trainer(make_config()))
     assert "This run is complete: 24 images seen, 24 wanted." in caplog.text
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_longer_run_goes_on_from_a_complete_one(make_config) -> None:
-    run_until(build_trainer(make_config()))
-    longer = run_until(build_trainer(make_config(changes={"training.total_kimg": 0.032})))
+def test_a_longer_run_goes_on_from_a_complete_one(make_config, complete, caplog) -> None:
+    with caplog.at_level("INFO"):
+        longer = run_until(build_trainer(make_config(changes={"training.total_kimg": 0.032})))
+    assert "24 images, step 6" in caplog.text
     assert longer.nimg == 32
 
 
@@ -91,7 +98,7 @@ def test_damaged_checkpoint_is_passed_over_for_the_one_before_it(make_config, un
     assert "Falling back to the checkpoint before it." in caplog.text
     assert before.exists()
     state = state_of(resumed)
-    expected_state, expected_log = unbroken
+    expected_state, expected_log, _ = unbroken
     assert all(torch.equal(state[name], expected) for name, expected in expected_state.items())
     assert comparable(Path(config.run.run_dir)) == expected_log
 
@@ -144,12 +151,12 @@ def test_rotation_keeps_the_newest_and_every_nth(make_config) -> None:
     assert ordinals == [3, 4, 5]
 
 
-def test_a_new_run_starts_from_old_weights(make_config, tmp_path) -> None:
-    first = run_until(build_trainer(make_config()))
+def test_a_new_run_starts_from_old_weights(make_config, unbroken, tmp_path) -> None:
+    expected, _, first = unbroken
     config = make_config(
         changes={
             "run.run_dir": str(tmp_path / "second"),
-            "training.init_from": first.config.run.run_dir,
+            "training.init_from": str(first),
             "training.init_kimg": 0.024,
             "training.total_kimg": 0.028,
         }
@@ -159,4 +166,4 @@ def test_a_new_run_starts_from_old_weights(make_config, tmp_path) -> None:
     assert second.nimg == 24
     for kind in ("raw", "ema"):
         name = f"{kind}/tokenizer/decoder.blocks.0.to_rgb.weight"
-        assert torch.equal(state_of(second)[name], state_of(first)[name])
+        assert torch.equal(state_of(second)[name], expected[name])
