@@ -35,7 +35,7 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         target = values
         for section in sections:
             target = target.setdefault(section, {})
-        target[leaf] = value
+        target[leaf] = copy.deepcopy(value)  # further changes may go into it
     return values
 
 
