@@ -64,7 +64,7 @@ def wait_until(happened: Callable[[], object], timeout: float = 60) -> None:
 @pytest.mark.parametrize("kills", KILLS)
 def test_a_killed_run_goes_on_from_a_complete_checkpoint(config_file, tmp_path, kills: int) -> None:
     rng = random.Random(kills)
-    changes = {**ADVERSARIAL, "training.total_kimg": 2 * (3 * kills + 3) / 1000}
+    changes = {**ADVERSARIAL, "training.total_kimg": 2 * (3 * kills - 1) / 1000}
     config, checkpoints = config_file("killed", changes), tmp_path / "killed" / "checkpoints"
     inside_a_write = 0
     for i in range(kills):

@@ -23,11 +23,11 @@ from trainer.trainer import Trainer
 # Ticks, and validations, end after 4, 12, 20 and 24 images.
 
 
-@pytest.fixture
-def validating(make_config, tiny_data, tmp_path):
-    """The tiny configuration with a validation at every tick, in a run folder of its own."""
+@pytest.fixture(scope="module")
+def validating_in(config_of_run, tiny_data):
+    """The tiny configuration with a validation at every tick, for a run folder."""
 
-    def make(name: str = "run", **changes):
+    def make(run_dir: Path, **changes):
         values = {
             "source": "webdataset",
             "path": str(tiny_data),
@@ -37,12 +37,22 @@ def validating(make_config, tiny_data, tmp_path):
             "perceptual": "none",
             "frechet": "none",
         }
-        return make_config(
-            changes={"run.run_dir": str(tmp_path / name), "validation": values, "logging.image_snapshot_count": 3}
-            | changes
-        )
+        return config_of_run(run_dir, {"validation": values, "logging.image_snapshot_count": 3} | changes)
 
     return make
+
+
+@pytest.fixture
+def validating(validating_in, tmp_path):
+    """The same for a run of this name in the folder of the test."""
+    return lambda name="run", **changes: validating_in(tmp_path / name, **changes)
+
+
+@pytest.fixture(scope="module")
+def unbroken(validating_in, tmp_path_factory) -> tuple[dict[str, torch.Tensor], Path]:
+    """State and folder of such a run that was never stopped."""
+    run_dir = tmp_path_factory.mktemp("unbroken")
+    return state_of(run_until(build_trainer(validating_in(run_dir)))), run_dir
 
 
 @pytest.fixture
@@ -66,12 +76,9 @@ def numbers(run_dir: str) -> list[int]:
     return [int(folder.name.split("-")[1]) for folder in list_checkpoints(run_dir)]
 
 
-def test_validation_leaves_weights_and_log_as_they_were(validating) -> None:
-    states, logs = [], []
-    for name, changes in (("with", {}), ("without", {"validation": None})):
-        config = validating(name, **changes)
-        states.append(state_of(run_until(build_trainer(config))))
-        logs.append(comparable(Path(config.run.run_dir)))
+def test_validation_leaves_weights_and_log_as_they_were(validating, unbroken, tmp_path) -> None:
+    without = state_of(run_until(build_trainer(validating(validation=None))))
+    states, logs = (unbroken[0], without), [comparable(run_dir) for run_dir in (unbroken[1], tmp_path / "run")]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert all(line["validation/images"] == 6 and line["validation/psnr"] > 0 for line in logs[0])
@@ -101,13 +108,12 @@ def test_a_log_line_says_how_fast_and_how_large_the_run_is(validating, tmp_path)
     assert line["gradient_norm/generator"] > 0
 
 
-def test_a_stopped_and_resumed_run_validates_as_an_unbroken_one(validating, tmp_path) -> None:
-    run_until(build_trainer(validating("unbroken")))
-    run_until(build_trainer(validating("stopped")), 2)
-    resumed = run_until(build_trainer(validating("stopped")))
-    assert comparable(tmp_path / "stopped") == comparable(tmp_path / "unbroken")
-    assert os.readlink(tmp_path / "stopped" / "best") == os.readlink(tmp_path / "unbroken" / "best")
-    best = max(read_log(tmp_path / "stopped" / "log.jsonl"), key=lambda line: line["validation/psnr"])
+def test_a_stopped_and_resumed_run_validates_as_an_unbroken_one(validating, unbroken, tmp_path) -> None:
+    run_until(build_trainer(validating()), 2)
+    resumed = run_until(build_trainer(validating()))
+    assert comparable(tmp_path / "run") == comparable(unbroken[1])
+    assert os.readlink(tmp_path / "run" / "best") == os.readlink(unbroken[1] / "best")
+    best = max(read_log(tmp_path / "run" / "log.jsonl"), key=lambda line: line["validation/psnr"])
     assert (resumed.best.nimg, resumed.best.value) == (best["progress/nimg"], best["validation/psnr"])
 
 
