@@ -32,5 +32,6 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-    gc.freeze()  # what is left lives to the very end; to look through it for garbage once more takes torch a second
+    finally:
+        gc.freeze()  # what is left lives to the very end: to look through it for garbage once more takes torch a second
     sys.exit(code)

@@ -17,9 +17,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-dir", default=None, help="folder of golden cases to test instead of tests/golden")
 
 
+def pytest_configure() -> None:
+    """Until all modules are imported: there is no garbage among them, and looking for it takes a second."""
+    gc.disable()
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the warm process if a test may need it: its imports take seconds, in which the first tests run."""
     gc.freeze()  # what is imported by now stays, and forks of this process share it
+    gc.enable()
     if "tests.forkserver" in sys.modules and not session.config.option.collectonly:
         from multiprocessing.forkserver import ensure_running
 

@@ -2,6 +2,7 @@
 
 import gc
 
+import timm  # noqa: F401
 import torchvision.transforms  # noqa: F401
 
 import tests.evaluation.prefetch_process
