@@ -12,17 +12,8 @@
 set -euo pipefail
 
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.."
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-trap 'printf "\nstopped; the same command goes on where this one was\n" >&2; exit 130' INT
-
-python="${PYTHON:-python}"
-runs=runs/digits
+source tools/digits/common.sh
 tokenizer="$runs/tokenizer"
-on_cpu=(--device cpu)
-
-say() {
-    printf '\n== %s\n' "$*"
-}
 
 say "1/6 digit scans"
 "$python" tools/digits/prepare.py --output-dir "$runs/data"
