@@ -23,12 +23,14 @@ class TokenizerEntry:
         config: `module:Model` of what the `config.json` says.
         relations: `module:NAME` of the rules between its keys.
         names: `module:NAME` of the table own <-> reference names of its weights.
+        discriminator_names: the same of its discriminators' weights.
     """
 
     network: str
     config: str
     relations: str
     names: str
+    discriminator_names: str
 
 
 TOKENIZERS: Registry = Registry(
@@ -39,12 +41,14 @@ TOKENIZERS: Registry = Registry(
             "networks.config:ModelConfig",
             "networks.config:MODEL_RELATIONS",
             "networks.checkpoint.names:TOKENIZER",
+            "networks.discriminators.loading:VFM_VAE_ROWS",
         ),
         "vfmtok": TokenizerEntry(
             "networks.vfmtok.tokenizer:VFMTokTokenizer",
             "networks.vfmtok.config:VFMTokConfig",
             "networks.vfmtok.config:VFMTOK_RELATIONS",
             "networks.checkpoint.names:VFMTOK",
+            "networks.checkpoint.names:VFMTOK_DISCRIMINATOR",
         ),
     },
 )

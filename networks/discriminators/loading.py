@@ -179,17 +179,20 @@ def to_own_state(state: Mapping[str, Tensor], where: str, rows: Rows = VFM_VAE_R
         raise CheckpointError(f"{where}: weight {error} is not one of the reference's discriminators.") from error
 
 
-def read_discriminator_weights(path: str | Path) -> dict[str, Tensor]:
+def read_discriminator_weights(path: str | Path, rows: Rows = VFM_VAE_ROWS) -> dict[str, Tensor]:
     """Weights by own names from a checkpoint folder, a run folder or a reference `.pth`; empty if it has none.
+
+    Args:
+        rows: see `to_own_state`.
 
     Raises: CheckpointError if there is nothing, or it is damaged.
     """
     if not Path(path).is_dir():
-        return to_own_state(read_reference(path).discriminator, str(path))
+        return to_own_state(read_reference(path).discriminator, str(path), rows)
     folder = find_checkpoint(path, log.warning)
     if (folder / DISCRIMINATOR_FILE).exists():
         return load_file(folder / DISCRIMINATOR_FILE)
-    return to_own_state(read_model_folder(folder).discriminator, str(folder))
+    return to_own_state(read_model_folder(folder).discriminator, str(folder), rows)
 
 
 def load_discriminator_weights(model: Discriminators, state: Mapping[str, Tensor], where: str) -> None:

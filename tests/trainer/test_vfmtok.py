@@ -7,6 +7,8 @@ import torch
 
 from common.config import Source
 from configs.schema import check
+from networks.checkpoint.convert import reference_to_folder
+from networks.checkpoint.names import VFMTOK, VFMTOK_DISCRIMINATOR, to_reference_name
 from tests.tiny import tiny_vfmtok_values
 from tests.trainer.conftest import build_trainer, comparable, merged, run_until, state_of
 from trainer.metrics import read_log
@@ -132,3 +134,31 @@ def test_a_run_goes_on_from_the_weights_of_another(make_vfmtok, tmp_path) -> Non
     expected = {k: v for k, v in state_of(first).items() if not k.startswith("optimizer/")}
     found = state_of(second)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("converted", [False, True], ids=["file", "folder made of it"])
+def test_a_run_starts_from_a_file_of_the_reference_with_its_discriminator(make_vfmtok, tmp_path, converted) -> None:
+    earlier = build_trainer(make_vfmtok({**ADVERSARIAL, "run.random_seed": 9})).system
+    judges = earlier.adversary.discriminators.trainable_parts().state_dict()
+    content = {
+        "ema": named(earlier.average.trainable_parts().state_dict(), VFMTOK),
+        "model": named(earlier.tokenizer.trainable_parts().state_dict(), VFMTOK),
+        "discriminator": named(judges, VFMTOK_DISCRIMINATOR),
+    }
+    path = tmp_path / "vit_vqgan_step_1.pt"
+    torch.save(content, path)
+    if converted:
+        reference_to_folder(path, tmp_path / "folder", earlier.config.tokenizer())
+        path = tmp_path / "folder"
+    system = build_trainer(make_vfmtok({**ADVERSARIAL, "training.init_from": str(path)})).system
+    taken = system.load_initial(str(path)).taken
+    assert "and its discriminators" in taken
+    found = system.adversary.discriminators.trainable_parts().state_dict()
+    assert all(torch.equal(found[name], value) for name, value in judges.items())
+    queries = [s.tokenizer.region_encoder.queries for s in (system, earlier)]
+    assert torch.equal(*queries)
+
+
+def named(state: dict[str, torch.Tensor], rows) -> dict[str, torch.Tensor]:
+    """Weights under the reference's names."""
+    return {to_reference_name(name, rows): value for name, value in state.items() if not name.endswith(".usage")}

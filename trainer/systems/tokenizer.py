@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from common.random import keyed_seed
+from common.registry import import_object
 from common.value_range import signed_to_unit, uint8_to_unit, unit_to_uint8
 from data.pipeline import Batch, TrainingData
 from evaluation.reconstruction import Protocol, reconstruct_batch
 from evaluation.validation import Validation, ValidationResult
 from losses.objective import Objective, Value, details, total
 from losses.warmup import DiscriminatorWarmup
+from networks import TOKENIZERS
 from networks.checkpoint import load_weights, names_of, origin_of, read_weights, require_same_encoder
 from networks.checkpoint.folder import encoder_facts, model_config_values, write_encoder_files
 from networks.checkpoint.loading import Tokenizer
@@ -194,7 +196,8 @@ class TokenizerSystem(ABC):
             load_weights(model, read_weights(path, weights, names_of(model.config)), path)
         taken = "weights and EMA of the tokenizer"
         if self.adversary is not None and self.config.training.init_discriminator:
-            state = read_discriminator_weights(path)
+            rows = import_object(TOKENIZERS[self.tokenizer.config.MODEL_TYPE].discriminator_names)
+            state = read_discriminator_weights(path, rows)
             if state:
                 load_discriminator_weights(self.adversary.discriminators, state, path)
                 taken += " and its discriminators"
