@@ -47,13 +47,13 @@ def test_a_run_whose_ranks_are_killed_ends_equal_to_an_undisturbed_one(config_fi
     changes = {"training.total_kimg": 4 * steps / 1000, "training.kimg_per_tick": 0.004, "data.workers": 1}
     output = tmp_path / "torchrun.txt"
     killed = start(config_file("killed", changes), output)
-    assert Run(config_file("whole", changes), ranks=2).wait() == [0, 0]
     deadline = time.monotonic() + 60 * (1 + len(kills))
     for rank, step in kills:
         while max((int(f.name.split("-")[1]) // 4 for f in list_checkpoints(tmp_path / "killed")), default=0) < step:
             assert killed.is_alive() and time.monotonic() < deadline, output.read_text()
             time.sleep(0.01)
         os.kill(process_of_rank(killed.pid, rank), signal.SIGKILL)
+    assert Run(config_file("whole", changes), ranks=2).wait() == [0, 0]
     killed.join(60 * (1 + len(kills)))
     assert killed.exitcode == 0, output.read_text()[-3000:]
     assert output.read_text().count("Resumed from") == len(kills)
