@@ -89,10 +89,11 @@ class MultiCodebookQuantizer(nn.Module):
         """
         if tokens.ndim != 4 or tokens.shape[1] != len(self.codebooks):
             raise ShapeError(f"found tokens of shape {tuple(tokens.shape)}, expected [B, {len(self.codebooks)}, h, w].")
+        tokens = tokens.long()  # the stored type, uint16, knows neither minimum nor maximum
         low, high = (bound.item() for bound in tokens.aminmax())
         if low < 0 or high >= self.size:
             raise UserError(f"found tokens from {low} to {high}, expected 0 to {self.size - 1}.")
-        return _join(_look_up(self._tables(), tokens.long()))
+        return _join(_look_up(self._tables(), tokens))
 
     def code_shares(self, indices: Tensor) -> Tensor:
         """How large a share of the positions of all ranks chose each code: [B, K, h, w] -> [K, V], rows of sum 1."""

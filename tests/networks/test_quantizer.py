@@ -66,7 +66,8 @@ def test_tokens_to_latent_to_tokens_is_the_identity(seed, grid) -> None:
     latent = module.tokens_to_latent(tokens)
     assert torch.equal(module.latent_to_tokens(latent), tokens)
     assert torch.equal(module(latent).z, latent)
-    assert torch.equal(module.tokens_to_latent(tokens.to(torch.uint8)), latent)
+    for stored in (torch.uint8, torch.uint16, torch.int32):
+        assert torch.equal(module.tokens_to_latent(tokens.to(stored)), latent)
 
 
 def test_the_latent_is_exactly_what_its_tokens_give_and_quantising_it_again_changes_nothing() -> None:
