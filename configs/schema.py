@@ -11,7 +11,7 @@ import copy
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.config import (
     Problem,
@@ -35,6 +35,9 @@ from configs.vfmtok import VFMTokExperiment
 from data.locations import is_remote
 from networks.encoders.recognition import local_folder
 from trainer.systems import SYSTEMS
+
+if TYPE_CHECKING:
+    from networks.checkpoint.folder import Shape
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "vfm_vae": VFMVAEExperiment,
@@ -158,9 +161,12 @@ def of_kind(loaded: LoadedConfig, kind: type[Kind]) -> Kind:
     return loaded.config
 
 
-def of_tokenizer(loaded: LoadedConfig) -> TokenizerExperiment:
-    """The configuration, for a tool that works on tokenizers. Raises ConfigError if it is of another system."""
-    return of_kind(loaded, TokenizerExperiment)
+def load_tokenizer_config(path: str | Path | None) -> Shape | None:
+    """The shape of the tokenizer that a YAML describes; None without one: the checkpoint then says it.
+
+    Raises: ConfigError as `load_config`, and if the YAML is of a system that trains no tokenizer.
+    """
+    return of_kind(load_config(path), TokenizerExperiment).tokenizer() if path else None
 
 
 def load_experiment(

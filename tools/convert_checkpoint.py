@@ -40,11 +40,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from configs.schema import load_config, of_tokenizer
+    from configs.schema import load_tokenizer_config
     from networks.checkpoint.convert import folder_to_reference, reference_to_folder
 
     if arguments.use_config:
-        config = of_tokenizer(load_config(arguments.use_config)).tokenizer()
+        config = load_tokenizer_config(arguments.use_config)
         include_encoder = arguments.include_encoder is True
         report(reference_to_folder(arguments.input, arguments.output, config, arguments.licence, include_encoder))
     else:

@@ -27,11 +27,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     from common.files import write_atomically
-    from configs.schema import load_config, of_tokenizer
+    from configs.schema import load_tokenizer_config
     from networks.checkpoint import load_tokenizer
     from networks.export import export_decoder, save_onnx, save_program
 
-    config = of_tokenizer(load_config(arguments.use_config)).tokenizer() if arguments.use_config else None
+    config = load_tokenizer_config(arguments.use_config)
     tokenizer = load_tokenizer(arguments.vae_pth, config, weights=arguments.weights)
     side = tokenizer.config.img_resolution
     height, width = arguments.height or side, arguments.width or side

@@ -34,20 +34,17 @@ def main() -> None:
 
     from common import distributed
     from common.files import write_json_atomically
-    from configs.schema import load_config, of_tokenizer
+    from configs.schema import load_tokenizer_config
     from evaluation.linear_probe import ProbeFeatures, ProbeTraining, run_linear_probe
-    from networks.checkpoint import load_tokenizer
 
-    config = of_tokenizer(load_config(arguments.use_config)).tokenizer() if arguments.use_config else None
+    config = load_tokenizer_config(arguments.use_config)
     features = ProbeFeatures(
         arguments.features, arguments.pooling, arguments.latent, arguments.layer, seed=arguments.seed
     )
     training = ProbeTraining(
         arguments.epochs, arguments.probe_batch_size, arguments.learning_rate, arguments.weight_decay, arguments.seed
     )
-    with encoding_session(
-        arguments, lambda device: load_tokenizer(arguments.vae_pth, config, device=device, weights=arguments.weights)
-    ) as session:
+    with encoding_session(arguments, config) as session:
         result = run_linear_probe(
             session.model,
             arguments.train_path,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from data.skips import Skip
     from evaluation.prefetch.format import PrefetchFormat
     from evaluation.prefetch.run import PrefetchOptions
+    from networks.checkpoint.folder import Shape
 
 _COUNTS = (
     "resolution",
@@ -98,20 +99,20 @@ class Session:
 
 
 @contextlib.contextmanager
-def encoding_session(
-    arguments: argparse.Namespace, load_model: Callable[[torch.device], nn.Module], **options: Any
-) -> Iterator[Session]:
+def encoding_session(arguments: argparse.Namespace, config: Shape | None, **options: Any) -> Iterator[Session]:
     """Join the other ranks and load the tokenizer.
 
     Args:
         arguments: of `encoding_parser`.
+        config: shape of the tokenizer, if its checkpoint does not say it.
         options: of `PrefetchOptions`, besides those that the arguments give.
     """
     from common import distributed
     from evaluation.prefetch.run import PrefetchOptions
+    from networks.checkpoint import load_tokenizer
 
     with distributed.joined(arguments.device) as device:
-        model = load_model(device)
+        model = load_tokenizer(arguments.vae_pth, config, device=device, weights=arguments.weights)
         resolution = arguments.resolution or model.config.img_resolution
         model.require_image_size(resolution, resolution)
         yield Session(
@@ -130,13 +131,14 @@ def encoding_session(
 
 def run_prefetch(
     arguments: argparse.Namespace,
+    config: Shape | None,
     make_format: Callable[[int], PrefetchFormat],
-    load_model: Callable[[torch.device], nn.Module],
 ) -> None:
     """Load the tokenizer, prefetch on all ranks, and say what was done.
 
     Args:
         arguments: of `prefetch_parser`.
+        config: shape of the tokenizer, if its checkpoint does not say it.
         make_format: the format for images of a side in pixels.
     """
     from common import distributed
@@ -146,7 +148,7 @@ def run_prefetch(
         "max_images_per_rank": arguments.max_images_per_gpu,
         "expected_count": arguments.expected_count,
     }
-    with encoding_session(arguments, load_model, **options) as session:
+    with encoding_session(arguments, config, **options) as session:
         kind = make_format(session.options.resolution)
         summary = prefetch(
             session.model, arguments.data_path, arguments.output_dir, kind, session.options, session.device

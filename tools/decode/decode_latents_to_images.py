@@ -74,12 +74,12 @@ def decode(arguments: argparse.Namespace, device) -> int:
     from pathlib import Path
 
     from common import distributed
-    from configs.schema import load_config, of_tokenizer
+    from configs.schema import load_tokenizer_config
     from data.labels import read_class_texts
     from evaluation.decoding import DecodePlan, DecodeTargets, OutputSize, decode_folder
     from networks.checkpoint import load_tokenizer
 
-    config = of_tokenizer(load_config(arguments.use_config)).tokenizer() if arguments.use_config else None
+    config = load_tokenizer_config(arguments.use_config)
     summary = decode_folder(
         load_tokenizer(arguments.vae_pth, config, device=device, weights=arguments.weights),
         DecodePlan(

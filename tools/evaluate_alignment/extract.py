@@ -53,7 +53,7 @@ def main() -> None:
 
 def extract(arguments: argparse.Namespace, section, device) -> None:
     from common import distributed
-    from configs.schema import load_config, of_tokenizer
+    from configs.schema import load_tokenizer_config
     from evaluation.alignment.conditions import expand
     from evaluation.alignment.extraction import ExtractionOptions, extract_to_folder
     from evaluation.alignment.images import AnalysisImages
@@ -61,7 +61,7 @@ def extract(arguments: argparse.Namespace, section, device) -> None:
 
     conditions = expand(arguments.conditions)
     images = distributed.on_rank_0(lambda: AnalysisImages(arguments.input_dir))
-    model = load_model(section, device, lambda path: of_tokenizer(load_config(path)).tokenizer())
+    model = load_model(section, device, load_tokenizer_config)
     how = ExtractionOptions(arguments.resolution, arguments.batch_size_per_gpu, device, arguments.num_workers)
     folder, prefix = arguments.output_dir, arguments.output_prefix
     extracted = extract_to_folder(model, section, images, conditions, folder, prefix, how, f".{arguments.format}")

@@ -47,12 +47,12 @@ def main() -> None:
 
 def prefetch(arguments: argparse.Namespace, section, device) -> None:
     from common import distributed
-    from configs.schema import load_config, of_tokenizer
+    from configs.schema import load_tokenizer_config
     from evaluation.alignment.latents import PrefetchOptions, copy_statistics, prefetch_latents
     from evaluation.alignment.models.base import load_model
     from networks.encoders.loading import load_vision_encoder
 
-    model = load_model(section, device, lambda path: of_tokenizer(load_config(path)).tokenizer())
+    model = load_model(section, device, load_tokenizer_config)
     class_encoder = None
     if arguments.class_encoder:
         scale = arguments.class_scale_factor

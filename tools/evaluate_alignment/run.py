@@ -26,11 +26,11 @@ def main() -> None:
 
     config = load_alignment_config(arguments.config, arguments.set)
     from common import distributed
-    from configs.schema import load_config, of_tokenizer
+    from configs.schema import load_tokenizer_config
     from evaluation.alignment.analysis import extract_models, write_analysis
 
     with distributed.joined(config.device) as device:
-        outputs = extract_models(config, device, lambda path: of_tokenizer(load_config(path)).tokenizer())
+        outputs = extract_models(config, device, load_tokenizer_config)
         is_first = distributed.rank() == 0
     if is_first:
         write_analysis(config, outputs, device)

@@ -21,15 +21,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from configs.schema import load_config, of_tokenizer
+    from configs.schema import load_tokenizer_config
     from evaluation.prefetch.tokens import TokenFormat
-    from networks.checkpoint import load_tokenizer
 
-    config = of_tokenizer(load_config(arguments.use_config)).tokenizer() if arguments.use_config else None
+    config = load_tokenizer_config(arguments.use_config)
     run_prefetch(
         arguments,
+        config,
         lambda resolution: TokenFormat(arguments.crops, resolution),
-        lambda device: load_tokenizer(arguments.vae_pth, config, device=device, weights=arguments.weights),
     )
 
 

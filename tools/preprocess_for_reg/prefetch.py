@@ -29,14 +29,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from configs.schema import load_config, of_tokenizer
-    from networks.checkpoint import load_tokenizer
+    from configs.schema import load_tokenizer_config
 
-    config = of_tokenizer(load_config(arguments.use_config)).tokenizer() if arguments.use_config else None
+    config = load_tokenizer_config(arguments.use_config)
     run_prefetch(
         arguments,
+        config,
         lambda resolution: chosen_format(arguments),
-        lambda device: load_tokenizer(arguments.vae_pth, config, device=device, weights=arguments.weights),
     )
 
 

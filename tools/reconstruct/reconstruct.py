@@ -60,11 +60,11 @@ def main() -> int:
 
 def reconstruct(arguments: argparse.Namespace, device):
     """Reconstruct what the arguments say; returns the `Summary`."""
-    from configs.schema import load_config, of_tokenizer
+    from configs.schema import load_tokenizer_config
     from evaluation.reconstruction import Protocol, reconstruct_folder
     from networks.checkpoint import load_tokenizer
 
-    config = of_tokenizer(load_config(arguments.use_config)).tokenizer() if arguments.use_config else None
+    config = load_tokenizer_config(arguments.use_config)
     model = load_tokenizer(arguments.vae_pth, config, device=device, weights=arguments.weights)
     refuse_conditional(model.config)
     resolution = arguments.resolution or model.config.img_resolution
