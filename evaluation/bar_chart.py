@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from evaluation.line_chart import COLOURS, DARK_STYLE, LIGHT_STYLE, RIGHT, TOP, Axis, number
+from evaluation.line_chart import COLOURS, DARK_STYLE, LIGHT_STYLE, RIGHT, TOP, Axis, number, open_chart
 
 WIDTH = 560
 LEFT, VALUES = 150, 110  # room for names on the left, for values behind the bars
@@ -55,14 +55,7 @@ def bar_chart_file(bars: Sequence[Bar], title: str, notes: Sequence[str], x_labe
     top = TOP + 16 + NOTE_ROW * len(notes) + 10
     bottom = top + ROW * len(bars)
     height = bottom + 42
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"',
-        f' role="img" aria-label="{escape(title)}" font-size="11"',
-        " font-family=\"system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif\">",
-        f"<style>{_STYLE}</style>",
-        f'<rect class="page" width="{WIDTH}" height="{height}" rx="6"/>',
-        f'<text class="title" x="{RIGHT}" y="{TOP + 9}" font-size="13" font-weight="600">{escape(title)}</text>',
-    ]
+    parts = open_chart(title, WIDTH, height, _STYLE)
     for k, note in enumerate(notes):
         parts.append(f'<text x="{RIGHT}" y="{TOP + 16 + NOTE_ROW * (k + 1) - 4}">{escape(note)}</text>')
     for tick in axis.ticks():

@@ -165,14 +165,7 @@ def chart_file(curves: Mapping[str, Points], title: str, x_label: str) -> str:
     legend_top = TOP + 24
     frame = Frame.around(list(drawn.values()), top_edge=legend_top + LEGEND_ROW * len(drawn))
     height = frame.bottom_edge + BOTTOM
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"',
-        f' role="img" aria-label="{escape(title)}" font-size="11"',
-        " font-family=\"system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif\">",
-        f"<style>{_STYLE}</style>",
-        f'<rect class="page" width="{WIDTH}" height="{height}" rx="6"/>',
-        f'<text class="title" x="{RIGHT}" y="{TOP + 9}" font-size="13" font-weight="600">{escape(title)}</text>',
-    ]
+    parts = open_chart(title, WIDTH, height, _STYLE)
     for k, (name, points) in enumerate(drawn.items()):
         y = legend_top + LEGEND_ROW * k
         name = name if points else f"{name} (no values)"
@@ -181,6 +174,18 @@ def chart_file(curves: Mapping[str, Points], title: str, x_label: str) -> str:
     parts.append(frame.draw_axes(x_label))
     parts += [frame.draw_curve(points, f"curve c{k}") for k, points in enumerate(drawn.values()) if points]
     return "".join([*parts, "</svg>\n"])
+
+
+def open_chart(title: str, width: int, height: int, style: str) -> list[str]:
+    """What an SVG file of a chart begins with: its size, style, page and title."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"',
+        f' role="img" aria-label="{escape(title)}" font-size="11"',
+        " font-family=\"system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif\">",
+        f"<style>{style}</style>",
+        f'<rect class="page" width="{width}" height="{height}" rx="6"/>',
+        f'<text class="title" x="{RIGHT}" y="{TOP + 9}" font-size="13" font-weight="600">{escape(title)}</text>',
+    ]
 
 
 def number(value: float) -> str:
