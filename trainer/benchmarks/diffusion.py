@@ -12,9 +12,8 @@ from torch import Tensor
 from common.random import torch_generator
 from data.latent_batches import LatentBatch
 from data.latents import LatentNormalisation
-from trainer.benchmarks.plan import Call, Plan, Request, on_one_rank, require_memory, training_calls
+from trainer.benchmarks.plan import Call, Plan, Request, measurable_network, training_calls
 from trainer.diffusion_dry_run import training_pass
-from trainer.dry_run import kept_bytes
 from trainer.systems.diffusion import DiffusionSystem, TrainingDraws
 
 if TYPE_CHECKING:
@@ -51,15 +50,7 @@ def measurable(request: Request, system: type[DiffusionSystem], left_out: dict[s
     Raises: UserError if the batch cannot fit into memory.
     """
     left_out["data"] = "reading latents and drawing noise; both are made up"
-    if request.pipelines:
-        left_out["pipelines"] = "this system has none that are measured"
-    training = on_one_rank(request.config.training, request.batch_size, left_out)
-    config = request.config.model_copy(update={"training": training})
-    with torch.device("meta"):
-        network = system.build_network(config)
-    kept = kept_bytes(lambda: training_pass(network, training.batch_size))
-    require_memory(kept / (2 if training.precision == "bf16" else 1), training.batch_size, request.device)
-    return config
+    return measurable_network(request, system.build_network, training_pass, left_out)
 
 
 def made_up_batch(config: DiffusionExperiment, draws: TrainingDraws, **more: Any) -> LatentBatch:

@@ -14,8 +14,7 @@ from common.random import torch_generator
 from data.token_kind import TokenKind
 from data.tokens import TokenBatch
 from evaluation.ar.samples import TokenSamples, token_draws
-from trainer.benchmarks.plan import Call, FigureRule, Plan, Request, on_one_rank, ratio, require_memory, training_calls
-from trainer.dry_run import kept_bytes
+from trainer.benchmarks.plan import Call, FigureRule, Plan, Request, measurable_network, ratio, training_calls
 from trainer.gpt_dry_run import training_pass
 from trainer.systems.gpt_c2i import GPTSystem
 
@@ -28,7 +27,10 @@ ALL, HALF, WHOLE_PASSES = "sample", "sample_half", "recompute"
 
 def plan(request: Request) -> Plan:
     """Sampling is by the configuration's `sample` section, of a batch of a training step."""
-    config, left_out = _measurable(request)
+    left_out = {
+        "data": "tokens are made up, also where a run makes them of images: the tokenizer has its own benchmark"
+    }
+    config: GPTExperiment = measurable_network(request, GPTSystem.build_network, training_pass, left_out)
     c, count, device = config.network, config.training.batch_size, request.device
     kind = TokenKind(c.vocab_size, (c.grid_side(), c.grid_side()), None)
     system = GPTSystem(config, device, kind)
@@ -46,21 +48,6 @@ def plan(request: Request) -> Plan:
         left_out=left_out,
         figures=_figures(c.block_size),
     )
-
-
-def _measurable(request: Request) -> tuple[GPTExperiment, dict[str, str]]:
-    left_out = {
-        "data": "tokens are made up, also where a run makes them of images: the tokenizer has its own benchmark"
-    }
-    if request.pipelines:
-        left_out["pipelines"] = "this system has none that are measured"
-    training = on_one_rank(request.config.training, request.batch_size, left_out)
-    config = request.config.model_copy(update={"training": training})
-    with torch.device("meta"):
-        network = GPTSystem.build_network(config)
-    kept = kept_bytes(lambda: training_pass(network, training.batch_size))
-    require_memory(kept / (2 if training.precision == "bf16" else 1), training.batch_size, request.device)
-    return config, left_out
 
 
 def _sampling(system: GPTSystem, batch: TokenBatch) -> dict[str, Call]:

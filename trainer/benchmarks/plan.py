@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from common.errors import UserError
 from data.skips import SkipCounter
 from data.stream import MicroBatch
 from trainer.config import TrainingConfig
+from trainer.dry_run import kept_bytes
 from trainer.systems.base import System
 from trainer.trainer import Trainer
 
@@ -112,6 +114,31 @@ def on_one_rank(training: TrainingConfig, batch_size: int | None, left_out: dict
         "precision": "fp32" if training.precision == "fp16" else training.precision,
     }
     return training.model_copy(update=changes)
+
+
+def measurable_network(
+    request: Request,
+    build_network: Callable[[Any], nn.Module],
+    training_pass: Callable[[nn.Module, int], object],
+    left_out: dict[str, str],
+) -> Any:
+    """The configuration of steps of a system with one network that can be measured; what goes is added to `left_out`.
+
+    Args:
+        build_network: from the configuration.
+        training_pass: a forward pass of training on so many made-up samples, on the meta device.
+
+    Raises: UserError if the batch cannot fit into memory.
+    """
+    if request.pipelines:
+        left_out["pipelines"] = "this system has none that are measured"
+    training = on_one_rank(request.config.training, request.batch_size, left_out)
+    config = request.config.model_copy(update={"training": training})
+    with torch.device("meta"):
+        network = build_network(config)
+    kept = kept_bytes(lambda: training_pass(network, training.batch_size))
+    require_memory(kept / (2 if training.precision == "bf16" else 1), training.batch_size, request.device)
+    return config
 
 
 class _NoData:
