@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from common.distributed import rank, world_size
@@ -16,9 +17,15 @@ from networks.checkpoint.origin import Origin
 from trainer.config import AdamConfig, TrainingConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from configs.experiment import Experiment
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def whole_pass_precision(training: TrainingConfig, device: torch.device) -> torch.autocast:
+    """In which a network computes whose every layer may run in `training.precision`; losses are fp32."""
+    chosen = _AUTOCAST.get(training.precision)
+    return torch.autocast(device.type, dtype=chosen, enabled=chosen is not None)
 
 
 @dataclass(frozen=True)

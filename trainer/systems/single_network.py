@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,14 +16,13 @@ from evaluation.validation import ValidationResult
 from networks.checkpoint.origin import Origin
 from trainer.freeze import trained_parameters
 from trainer.parallel import distribute
-from trainer.systems.base import Initial, MicroStep, Phase, Pictures
+from trainer.systems.base import Initial, MicroStep, Phase, Pictures, whole_pass_precision
 
 if TYPE_CHECKING:
     from configs.generator import GeneratorExperiment
     from data.stream import TrainingStream
 
 PHASE = "backbone"
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class SingleNetworkSystem(ABC):
@@ -99,10 +97,9 @@ class SingleNetworkSystem(ABC):
         (report["loss/total"] * at.share).backward()
         return {name: value.detach() for name, value in report.items()}
 
-    def precision(self) -> AbstractContextManager:
+    def precision(self) -> torch.autocast:
         """In which the network computes; losses are fp32."""
-        chosen = _AUTOCAST.get(self.config.training.precision)
-        return torch.autocast(self.device.type, dtype=chosen, enabled=chosen is not None)
+        return whole_pass_precision(self.config.training, self.device)
 
     def to_device(self, value: Any) -> Any:
         """A tensor, or a mapping of tensors, where the network is."""

@@ -18,13 +18,11 @@ from networks.discriminators.backbone import TappedViT
 from networks.encoders.base import VisionEncoder
 from networks.vfmtok.tokenizer import VFMTokOutput, VFMTokTokenizer
 from trainer.systems import adversarial
-from trainer.systems.base import MicroStep, Phase
+from trainer.systems.base import MicroStep, Phase, whole_pass_precision
 from trainer.systems.tokenizer import TokenizerSystem
 
 if TYPE_CHECKING:
     from configs.vfmtok import VFMTokExperiment
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -97,10 +95,9 @@ class VFMTokSystem(TokenizerSystem):
         return self.report(values) | self.follow_usage(output.latent, at)
 
     def _pass(self, images: Tensor, at: MicroStep) -> VFMTokOutput:
-        precision = _AUTOCAST.get(self.config.training.precision)
         with (
             keyed_draws(at.seed, "dropout", at.step, at.micro_batch, device=self.device),
-            torch.autocast(self.device.type, dtype=precision, enabled=precision is not None),
+            whole_pass_precision(self.config.training, self.device),
         ):
             return self.generator(images)
 
