@@ -29,6 +29,7 @@ from trainer.systems.adversarial import without_weight_gradients
 if TYPE_CHECKING:
     from configs.tokenizer import TokenizerExperiment
     from configs.vfm_vae import VFMVAEExperiment
+    from trainer.config import TrainingConfig
 
 ADAM_BYTES_PER_PARAMETER = 4 * 4  # weight, gradient and two moments in fp32
 EMA_BYTES_PER_PARAMETER = 4
@@ -63,6 +64,11 @@ class StepCost:
     discriminator_flops: int
 
 
+def micro_batch_size(training: TrainingConfig, ranks: int) -> int:
+    """Samples of a micro-batch on one rank."""
+    return training.batch_size // (ranks * training.accumulate_gradients)
+
+
 def describe(config: VFMVAEExperiment, ranks: int) -> str:
     """Shapes, parameters, and estimates of memory and time per kimg, as a text."""
     with torch.device("meta"):
@@ -70,7 +76,7 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
         model = VFMVAETokenizer(config.tokenizer(), encoder)
     selection = select_trainable(model, config.training)
     encoder_count = 0 if encoder is None else count_parameters(encoder)
-    micro_batch = config.training.batch_size // (ranks * config.training.accumulate_gradients)
+    micro_batch = micro_batch_size(config.training, ranks)
     judges = None
     if config.discriminator.enabled:
         judges = discriminator_cost(config, micro_batch, made_up_label(model, micro_batch))

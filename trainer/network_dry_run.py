@@ -15,6 +15,7 @@ from trainer.dry_run import (
     as_table,
     count_parameters,
     kept_bytes,
+    micro_batch_size,
     shown_count,
     shown_time,
 )
@@ -23,14 +24,9 @@ if TYPE_CHECKING:
     from configs.generator import GeneratorExperiment
 
 
-def micro_batch_size(config: GeneratorExperiment, ranks: int) -> int:
-    """Samples of a micro-batch on one rank."""
-    return config.training.batch_size // (ranks * config.training.accumulate_gradients)
-
-
 def split_of_a_step(config: GeneratorExperiment, ranks: int) -> str:
     """Into what a step is divided, in words."""
-    return f"micro-batches of {micro_batch_size(config, ranks)} on {ranks} rank{'s' if ranks > 1 else ''}"
+    return f"micro-batches of {micro_batch_size(config.training, ranks)} on {ranks} rank{'s' if ranks > 1 else ''}"
 
 
 def describe_network(
@@ -49,7 +45,7 @@ def describe_network(
         rows: what there is to say of its shapes.
         left_out: what the estimates do not count, with a space in front.
     """
-    training, micro_batch = config.training, micro_batch_size(config, ranks)
+    training, micro_batch = config.training, micro_batch_size(config.training, ranks)
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     fixed = count_parameters(network) - trainable
     flops_per_kimg = 3 * count_flops(lambda: forward(micro_batch)) / micro_batch * 1000

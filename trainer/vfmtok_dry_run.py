@@ -21,6 +21,7 @@ from trainer.dry_run import (
     encoder_flops,
     kept_bytes,
     made_up_features,
+    micro_batch_size,
     rows_of_discriminators,
     shown_count,
     shown_time,
@@ -35,7 +36,7 @@ def describe(config: VFMTokExperiment, ranks: int) -> str:
     with torch.device("meta"):
         encoder = empty_encoder(config.encoder)
         model = VFMTokTokenizer(config.tokenizer(), None).train()
-    micro_batch = config.training.batch_size // (ranks * config.training.accumulate_gradients)
+    micro_batch = micro_batch_size(config.training, ranks)
     judges = discriminator_cost(config, micro_batch) if config.discriminator.enabled else None
     count = count_parameters(model)
     parts = {**model.trainable_parts(), **{f"  {name}": part for name, part in model.decoder.named_children()}}
