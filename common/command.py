@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from common.errors import UserError
+from common.memory import keep_freed_memory
 
 # What the disk and its rights say, whatever the program does: full, read-only, a file where a folder is needed.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -19,6 +20,7 @@ def run_command(main: Callable[[], int | None]) -> None:
 
     A `UserError`, and what a disk refuses, is printed as `error: ...` and ends with code 2, Ctrl-C with code 130.
     """
+    keep_freed_memory()
     try:
         code = main()
     except UserError as error:
