@@ -186,6 +186,7 @@ class VFMVAETokenizer(nn.Module):
         cut_at_latent: bool = False,
         update_average: bool = False,
         c: Labels = None,
+        features: Features | None = None,
     ) -> TokenizerOutput:
         """A whole pass.
 
@@ -197,9 +198,13 @@ class VFMVAETokenizer(nn.Module):
                 the encoder side's gradient built from it.
             update_average: advance the running mean of the styles.
             c: labels, see `decode`.
+            features: what the frozen encoder makes of the images under this transform, if that is known already.
         """
         conditioning = self.condition(c, len(images))
-        latent = self.encode(images, generator, transform=transform)
+        if features is None:
+            latent = self.encode(images, generator, transform=transform)
+        else:
+            latent = self.fuse(features, generator)
         decoder_input = latent.z.detach().requires_grad_(latent.z.requires_grad) if cut_at_latent else latent.z
         decoded = self.decoder(transform.apply_to_latent(decoder_input), conditioning, update_average=update_average)
         return TokenizerOutput(latent, decoder_input, decoded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,8 +89,6 @@ def test_gradients_equal_those_of_one_backward_of_the_weighted_sum(make_config) 
     found = {name: p.grad.clone() for name, p in system.tokenizer.named_parameters() if p.grad is not None}
     system.tokenizer.zero_grad()
 
-    from dataclasses import replace
-
     from losses.schedule import Moment
 
     passed = system._pass(system.tokenizer, batch, AT, "")
@@ -135,6 +134,27 @@ def test_a_shared_pass_gives_the_tokenizer_the_same_gradients(make_config) -> No
         trainer.system.backward(trainer.system.phases[1], batch, AT)
         gradients.append([p.grad.clone() for p in trainer.system.tokenizer.parameters() if p.grad is not None])
     assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
+
+
+def test_the_frozen_encoder_sees_the_images_of_a_step_once(make_config) -> None:
+    """Unless the phases draw different scales of its input; its features are not taken for those of another step."""
+    trainer = filled(make_config(changes={**STYLEGAN_T, "equivariance.use_equivariance_regularization": False}))
+    system, seen = trainer.system, []
+    system.tokenizer.encoder.register_forward_hook(lambda *_: seen.append(1))
+    batch = next(trainer.data.micro_batches(0))
+    discriminators, tokenizer = system.phases
+    system.backward(discriminators, batch, AT)
+    system.backward(tokenizer, batch, AT)
+    assert len(seen) == 1
+    gradients = [p.grad.clone() for p in system.tokenizer.parameters() if p.grad is not None]
+    system.tokenizer.zero_grad()
+    system.backward(tokenizer, batch, AT)
+    assert len(seen) == 2
+    again = [p.grad for p in system.tokenizer.parameters() if p.grad is not None]
+    assert all(torch.equal(one, two) for one, two in zip(gradients, again, strict=True))
+    system.backward(discriminators, batch, AT)
+    system.backward(tokenizer, batch, replace(AT, step=1))
+    assert len(seen) == 4
 
 
 def test_a_discriminator_in_its_warm_up_is_neither_trained_nor_heard(make_config) -> None:

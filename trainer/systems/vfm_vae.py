@@ -26,7 +26,7 @@ from networks.conditioning import Labels, TextCache, text_width
 from networks.discriminators.backbone import TappedViT
 from networks.encoders.base import VisionEncoder
 from networks.equivariance import IDENTITY, EquivarianceTransform, draw_transform
-from networks.interfaces import Conditioning, TokenizerOutput
+from networks.interfaces import Conditioning, Features, TokenizerOutput
 from networks.vfm_vae import VFMVAETokenizer, has_noise_maps
 from trainer.ema import ema_beta
 from trainer.freeze import Selection, select_trainable
@@ -91,7 +91,10 @@ class VFMVAESystem(TokenizerSystem):
             self.embed_texts: Callable[[Sequence[str]], Conditioning] = text_encoder
             if config.data.label_type == "cls2text":  # few texts, again and again
                 self.embed_texts = TextCache(text_encoder, with_tokens=config.decoder.use_cross_attn)
-        self._shared: dict[int, Pass] = {}
+        # What the discriminators' phase leaves to the tokenizer's in the same step, of each micro-batch: a whole pass,
+        # or what the frozen encoder made of its images (at a scale), which no phase changes.
+        self._passes: dict[tuple[int, int], Pass] = {}
+        self._features: dict[tuple[int, int, float], Features] = {}
         if self.adversary is not None:
             self.phases.insert(0, self.adversary.phase)
 
@@ -142,17 +145,22 @@ class VFMVAESystem(TokenizerSystem):
         return self._train_tokenizer(batch, at)
 
     def _train_discriminators(self, batch: Batch, at: MicroStep) -> dict[str, Tensor]:
+        if at.is_first:  # what a refused step has left
+            self._passes.clear()
+            self._features.clear()
         if self.config.training.share_generator_forward:
-            passed = self._shared[at.micro_batch] = self._pass(self.generator, batch, at, "")
+            passed = self._passes[at.step, at.micro_batch] = self._pass(self.generator, batch, at, "")
         else:
             with torch.no_grad():
                 passed = self._pass(self.tokenizer, batch, at, ", discriminator phase")
+            key = (at.step, at.micro_batch, passed.transform.input_scale)
+            self._features[key] = passed.output.latent.features
         fake = passed.output.decoded.reconstruction.detach()
         target = unit_to_signed(passed.transform.apply_to_target(passed.images, self.interpolation))
         return self.adversary.backward(fake, target, passed.label, at)
 
     def _train_tokenizer(self, batch: Batch, at: MicroStep) -> dict[str, Tensor]:
-        passed = self._shared.pop(at.micro_batch, None) or self._pass(self.generator, batch, at, "")
+        passed = self._passes.pop((at.step, at.micro_batch), None) or self._pass(self.generator, batch, at, "")
         moment = self.warmup.moment(at.nimg)
         inputs = self._loss_inputs(passed, batch, moment, at)
         image_values, gradients = self._backward_through_decoder(passed, inputs, moment, at)
@@ -169,8 +177,17 @@ class VFMVAESystem(TokenizerSystem):
         transform = self._draw_transform(at, purpose)
         noise = torch_generator(at.seed, f"posterior{purpose}", at.step, at.micro_batch, device=self.device)
         condition = self.tokenizer.condition(self.labels(batch), len(images))
+        features = self._features.pop((at.step, at.micro_batch, transform.input_scale), None)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.training.precision == "bf16"):
-            output = network(images, noise, transform, cut_at_latent=True, update_average=at.is_first, c=condition)
+            output = network(
+                images,
+                noise,
+                transform,
+                cut_at_latent=True,
+                update_average=at.is_first,
+                c=condition,
+                features=features,
+            )
         return Pass(images, transform, None if condition is None else condition.label, output)
 
     def _backward_through_decoder(
