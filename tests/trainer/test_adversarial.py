@@ -137,24 +137,23 @@ def test_a_shared_pass_gives_the_tokenizer_the_same_gradients(make_config) -> No
 
 
 def test_the_frozen_encoder_sees_the_images_of_a_step_once(make_config) -> None:
-    """Unless the phases draw different scales of its input; its features are not taken for those of another step."""
-    trainer = filled(make_config(changes={**STYLEGAN_T, "equivariance.use_equivariance_regularization": False}))
-    system, seen = trainer.system, []
-    system.tokenizer.encoder.register_forward_hook(lambda *_: seen.append(1))
-    batch = next(trainer.data.micro_batches(0))
-    discriminators, tokenizer = system.phases
-    system.backward(discriminators, batch, AT)
-    system.backward(tokenizer, batch, AT)
-    assert len(seen) == 1
-    gradients = [p.grad.clone() for p in system.tokenizer.parameters() if p.grad is not None]
-    system.tokenizer.zero_grad()
-    system.backward(tokenizer, batch, AT)
-    assert len(seen) == 2
-    again = [p.grad for p in system.tokenizer.parameters() if p.grad is not None]
-    assert all(torch.equal(one, two) for one, two in zip(gradients, again, strict=True))
-    system.backward(discriminators, batch, AT)
-    system.backward(tokenizer, batch, replace(AT, step=1))
-    assert len(seen) == 4
+    """Its features serve both phases, as good as those of a pass for each, and no other step."""
+    gradients = []
+    for kept, passes in ((True, 1), (False, 2)):
+        trainer = filled(make_config(changes={**STYLEGAN_T, "equivariance.use_equivariance_regularization": False}))
+        system, batch, seen = trainer.system, next(trainer.data.micro_batches(0)), []
+        system.tokenizer.encoder.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        discriminators, tokenizer = system.phases
+        system.backward(discriminators, batch, AT)
+        if not kept:
+            system._features.clear()
+        system.backward(tokenizer, batch, AT)
+        assert len(seen) == passes
+        gradients.append([p.grad.clone() for p in system.tokenizer.parameters() if p.grad is not None])
+        system.backward(discriminators, batch, AT)
+        system.backward(tokenizer, batch, replace(AT, step=1))
+        assert len(seen) == passes + 2
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
 
 
 def test_a_discriminator_in_its_warm_up_is_neither_trained_nor_heard(make_config) -> None:
