@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 def count_flops(call: Callable[[], Any]) -> int:
     """Multiplications and additions of matrix products, convolutions and attention while `call` runs.
 
-    Works on the meta device. It is PyTorch's counter with two corrections: attention has a kernel of its own on the
-    CPU, which PyTorch leaves out, and in the backward pass of a grouped convolution PyTorch forgets the groups.
+    Works on the meta device. It is PyTorch's counter with three corrections: attention and oneDNN's linear layer have
+    kernels of their own on the CPU, which PyTorch leaves out, and in the backward pass of a grouped convolution PyTorch
+    forgets the groups.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_CORRECTIONS)
     counter.mod_tracker = _OneSum()
@@ -74,12 +75,18 @@ def _attention_backward_flops(
     return sdpa_backward_flop_count(output_gradient, query, key, value)
 
 
+def _linear_flops(x: Sequence[int], weight: Sequence[int], *other: Any, **named: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
 _ATEN = torch.ops.aten
 _CORRECTIONS = {
     _ATEN.convolution_backward: _convolution_backward_flops,
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
+if torch.backends.mkldnn.is_available():
+    _CORRECTIONS[torch.ops.mkldnn._linear_pointwise] = _linear_flops
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
