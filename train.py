@@ -13,15 +13,12 @@ import os
 import sys
 
 from common.command import run_command
-from configs.schema import LoadedConfig, dump, load_config
+from configs.schema import LoadedConfig, add_config_arguments, dump, load_config
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML of this project or of the reference")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="section.key=value", dest="overrides", help="override a key"
-    )
+    add_config_arguments(parser)
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     parser.add_argument("--dry-run", action="store_true", help="print shapes, parameters and estimates, and stop")
     return parser.parse_args()
@@ -30,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     only_looking = arguments.print_config or arguments.dry_run
-    loaded = load_config(arguments.config, arguments.overrides, require_runnable=not only_looking)
+    loaded = load_config(arguments.config, arguments.overrides, not only_looking, arguments.presets)
     if int(os.environ.get("RANK", 0)) == 0:
         _tell(loaded)
     if arguments.print_config:

@@ -21,9 +21,12 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
 
 @contextlib.contextmanager
 def frozen_precision(device: torch.device) -> Iterator[None]:
-    """How frozen pretrained models run, without gradients: on CUDA under bf16 autocast, elsewhere in fp32."""
-    if device.type == "cuda":
-        with torch.autocast("cuda", dtype=torch.bfloat16):
+    """How frozen pretrained models run, without gradients.
+
+    On CUDA under bf16 autocast. On the CPU so too if the computation around them is, else in fp32.
+    """
+    if device.type == "cuda" or (device.type == "cpu" and torch.is_autocast_enabled("cpu")):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
             yield
     else:
         with full_precision(device), OneDNNLinear():

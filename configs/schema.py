@@ -7,6 +7,7 @@ Imports no torch. All problems that need no weights are found here, together, be
 
 from __future__ import annotations
 
+import argparse
 import copy
 import difflib
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,8 @@ from common.config import (
     StrictModel,
     apply_overrides,
     load_source,
+    merge,
+    read_yaml,
     report,
     validate,
 )
@@ -46,6 +49,8 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
     "reg": REGExperiment,
     "gpt_c2i": GPTExperiment,
 }
+
+PRESETS = Path(__file__).parent / "presets"
 
 Kind = TypeVar("Kind", bound=Experiment)
 
@@ -107,13 +112,16 @@ class LoadedConfig:
         return report(self.source, self.missing) if self.missing else ""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), require_runnable: bool = False) -> LoadedConfig:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), require_runnable: bool = False, presets: Sequence[str] = ()
+) -> LoadedConfig:
     """Read, translate if it is a reference file, override and check a configuration.
 
     Args:
         path: a YAML of this project or of the reference.
         overrides: `section.key=value`, in this project's names also for a translated file.
         require_runnable: missing paths join the other problems.
+        presets: names of files in `configs/presets`, which override the file and are overridden in turn.
 
     Raises: ConfigError that lists every problem.
     """
@@ -123,7 +131,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), require_runnabl
     if is_reference_layout(source.values):
         translation = translate(source)
         source, notes, problems = translation.source, translation.notes, translation.problems
+    for preset in presets:
+        file = PRESETS / f"{preset}.yaml"
+        merge(source, read_yaml(file), str(file))
     return check(apply_overrides(source, overrides), notes, problems, require_runnable)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options from which a command reads a configuration: --config, --preset, --set."""
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML of this project or of the reference")
+    parser.add_argument(
+        "--preset",
+        action="append",
+        default=[],
+        choices=sorted(file.stem for file in PRESETS.glob("*.yaml")),
+        dest="presets",
+        help="settings to lay over the file: those of configs/presets/NAME.yaml",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="section.key=value", dest="overrides", help="override a key"
+    )
 
 
 def check(

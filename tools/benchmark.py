@@ -13,14 +13,12 @@ import sys
 from pathlib import Path
 
 from common.command import run_command
+from configs.schema import add_config_arguments, load_config
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML of this project or of the reference")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="section.key=value", dest="overrides", help="override a key"
-    )
+    add_config_arguments(parser)
     parser.add_argument("--batch-size", type=int, metavar="N", help="samples (default: the configured micro-batch)")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each part (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="T", help="CPU threads (default: PyTorch's choice)")
@@ -43,9 +41,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from configs.schema import load_config
-
-    loaded = load_config(arguments.config, arguments.overrides)
+    loaded = load_config(arguments.config, arguments.overrides, presets=arguments.presets)
     config = loaded.config
     for note in loaded.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -104,6 +104,11 @@ class VFMVAETrainingConfig(TokenizerTrainingConfig):
     share_generator_forward: bool = Field(
         False, description="One pass of the tokenizer serves both phases of a step; false: one for each."
     )
+    share_decoder_backward: bool = Field(
+        False,
+        description="One backward pass of the decoder serves all terms and the adaptive VF weight, which then refers "
+        "to all terms on images; false: it refers to the reconstruction terms, which takes a pass of their own.",
+    )
 
 
 class VFMTokTrainingConfig(TokenizerTrainingConfig):

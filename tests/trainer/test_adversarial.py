@@ -81,9 +81,12 @@ def all_parameters(trainer):
             yield f"{network}.{name}", parameter
 
 
-def test_gradients_equal_those_of_one_backward_of_the_weighted_sum(make_config) -> None:
-    """The cuts at the images and at the latent change no gradient; the adaptive weight knows no adversarial term."""
-    trainer = filled(make_config(changes={**BOTH, "equivariance.use_equivariance_regularization": False}))
+@pytest.mark.parametrize("shared", [False, True])
+def test_gradients_equal_those_of_one_backward_of_the_weighted_sum(make_config, shared: bool) -> None:
+    """The cuts at the images and at the latent change no gradient. The adaptive weight knows no adversarial term, but
+    where it shares the backward pass of the decoder."""
+    changes = {"equivariance.use_equivariance_regularization": False, "training.share_decoder_backward": shared}
+    trainer = filled(make_config(changes={**BOTH, **changes}))
     system, batch = trainer.system, next(trainer.data.micro_batches(0))
     report = system.backward(system.phases[-1], batch, AT)
     found = {name: p.grad.clone() for name, p in system.tokenizer.named_parameters() if p.grad is not None}
@@ -102,7 +105,8 @@ def test_gradients_equal_those_of_one_backward_of_the_weighted_sum(make_config) 
     judged = system.objective.adversarial_terms(system._judged(inputs, None, moment, AT), moment)
     latent = system.objective.latent_terms(inputs, moment)
     last = system.tokenizer.compression.last_weight
-    (of_images,) = torch.autograd.grad(_sum(reconstruction), last, retain_graph=True)
+    weighed = _sum(reconstruction) + (_sum(judged) if shared else 0)
+    (of_images,) = torch.autograd.grad(weighed, last, retain_graph=True)
     (of_vf,) = torch.autograd.grad(latent["vf"].loss, last, retain_graph=True)
     weight = of_images.norm() / (of_vf.norm() + 1e-4)
     loss = _sum(reconstruction) + _sum(judged) + weight * latent["vf"].loss + _sum({"kl": latent["kl"]})
@@ -134,6 +138,19 @@ def test_a_shared_pass_gives_the_tokenizer_the_same_gradients(make_config) -> No
         trainer.system.backward(trainer.system.phases[1], batch, AT)
         gradients.append([p.grad.clone() for p in trainer.system.tokenizer.parameters() if p.grad is not None])
     assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
+
+
+def test_a_shared_backward_pass_saves_the_decoder_one(make_config) -> None:
+    passes = []
+    for shared in (False, True):
+        trainer = filled(make_config(changes={**STYLEGAN_T, "training.share_decoder_backward": shared}))
+        through_decoder = []
+        trainer.system.tokenizer.decoder.blocks[0].register_full_backward_hook(
+            lambda *_, seen=through_decoder: seen.append(1)
+        )
+        trainer.system.backward(trainer.system.phases[-1], next(trainer.data.micro_batches(0)), AT)
+        passes.append(len(through_decoder))
+    assert passes == [2, 1]
 
 
 def test_the_frozen_encoder_sees_the_images_of_a_step_once(make_config) -> None:

@@ -64,11 +64,11 @@ class AtLatent:
 
     Attributes:
         total: of all terms on images.
-        of_reconstruction: of the reconstruction terms alone, which the adaptive VF weight refers to.
+        for_adaptive_weight: what the adaptive VF weight refers to.
     """
 
     total: Tensor
-    of_reconstruction: Tensor
+    for_adaptive_weight: Tensor
 
 
 class VFMVAESystem(TokenizerSystem):
@@ -195,9 +195,10 @@ class VFMVAESystem(TokenizerSystem):
     ) -> tuple[dict[str, Value], AtLatent | None]:
         """All terms on images: their gradients at the images first, then back through the decoder to the latent.
 
-        The adaptive VF weight needs the gradient of the reconstruction terms alone at the latent. Next to adversarial
-        terms that takes a second pass through the decoder, but none through a perceptual loss or a discriminator.
-        Returns the terms, and the gradients at the latent (None if the encoder side is frozen).
+        As published, the adaptive VF weight needs the gradient of the reconstruction terms alone at the latent. Next to
+        adversarial terms that takes a second pass through the decoder, but none through a perceptual loss or a
+        discriminator; `training.share_decoder_backward` saves it. Returns the terms, and the gradients at the latent
+        (None if the encoder side is frozen).
         """
         seen = [inputs.reconstruction, *inputs.pyramid.values()]
         values = self.objective.reconstruction_terms(inputs, moment)
@@ -214,7 +215,8 @@ class VFMVAESystem(TokenizerSystem):
         trained = [i for i, image in enumerate(images) if image.requires_grad]  # lower blocks may be frozen
         images, gradients = [images[i] for i in trained], [gradients[i] for i in trained]
         z, alone = output.decoder_input, None
-        if judged and z.requires_grad and self._has_adaptive_weight(moment):
+        is_apart = self._has_adaptive_weight(moment) and not self.config.training.share_decoder_backward
+        if judged and z.requires_grad and is_apart:
             of_reconstruction = [of_reconstruction[i] for i in trained]
             (alone,) = torch.autograd.grad(images, z, of_reconstruction, retain_graph=True)
         torch.autograd.backward(images, gradients)
@@ -249,7 +251,7 @@ class VFMVAESystem(TokenizerSystem):
             return values
         if self._has_adaptive_weight(moment):
             vf, last = values["vf"], self.tokenizer.compression.last_weight
-            (from_images,) = torch.autograd.grad(z, last, gradients.of_reconstruction / at.share, retain_graph=True)
+            (from_images,) = torch.autograd.grad(z, last, gradients.for_adaptive_weight / at.share, retain_graph=True)
             (from_vf,) = torch.autograd.grad(vf.loss, last, retain_graph=True)
             values["vf"] = replace(vf, weight=vf.weight * adaptive_weight(from_images, from_vf))
         touching = [z]
