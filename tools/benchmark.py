@@ -27,7 +27,9 @@ def parse_arguments() -> argparse.Namespace:
         "--gemm-side", type=int, metavar="N", help="side of the matrices to compare with (default: 4096, or what fits)"
     )
     parser.add_argument(
-        "--pipelines", action="store_true", help="also measure the training input and the prefetch of a tokenizer"
+        "--pipelines",
+        action="store_true",
+        help="also measure the input of a tokenizer's training, prefetch, reconstruction",
     )
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="also draw the seconds of all parts as bars")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")

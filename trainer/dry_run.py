@@ -155,8 +155,8 @@ def _step_cost(
     judges_memory = ADAM_BYTES_PER_PARAMETER * judges.trainable + FROZEN_BYTES_PER_PARAMETER * judges.frozen
     judges_memory += peak_activations(kept, judges, config) - kept
     judges_flops = judges.flops
-    if not config.training.share_generator_forward:  # a pass of the tokenizer for them alone
-        judges_flops += encoder_forward + forward
+    if not config.training.share_generator_forward:  # a pass of the tokenizer for them alone, on the same features
+        judges_flops += forward
     return StepCost(memory + judges_memory, flops + judges_flops, judges_memory, judges_flops)
 
 

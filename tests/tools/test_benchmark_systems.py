@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -120,13 +121,17 @@ def test_target_encoders_of_reg_are_loaded_or_random_or_stood_for(tmp_path):
 def test_pipelines_are_compared_with_the_work_alone(tokenizer, tiny_encoder, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr(pipelines, "LOADED_IMAGES", 8)
     monkeypatch.setattr(pipelines, "MADE_UP_IMAGES", 4)
-    monkeypatch.setattr(pipelines, "PREFETCHED_BATCHES", 1)
+    monkeypatch.setattr(pipelines, "BATCHES", 1)
     data = tiny_data if tokenizer is tiny_values else tmp_path / "no data"
     record = record_of(tokenizer(tiny_encoder, data, tmp_path), pipelines=True)
     rates = {name: pipeline["images_per_second"] for name, pipeline in record["pipelines"].items()}
-    assert list(rates) == ["input", "pil", "prefetch", "bare_encode"] and min(rates.values()) > 0
+    triples = [[name, f"bare_{name}", f"{name}_files"] for name in ("prefetch", "reconstruct")]
+    assert list(rates) == ["input", "pil", *itertools.chain(*triples)] and min(rates.values()) > 0
     assert record["figures"]["input_over_pil"]["value"] == rates["input"] / rates["pil"]
-    assert record["figures"]["prefetch_over_bare_encode"]["value"] == rates["prefetch"] / rates["bare_encode"]
+    for name, bare, files in triples:
+        assert record["figures"][f"{name}_over_{bare}"]["value"] == rates[name] / rates[bare]
+        in_a_row = 1 / (1 / rates[bare] + 1 / rates[files])
+        assert record["figures"][f"{name}_over_its_parts"]["value"] == pytest.approx(rates[name] / in_a_row)
     assert "images/s" in as_table(record)
 
 

@@ -2,6 +2,7 @@
 
 input        the training's loader, beside plain decoding and resizing of the same files in as many processes
 prefetch     a folder of what a tokenizer makes of images, beside encoding as many images that are there already
+reconstruct  PNG files of images and their reconstructions, beside the networks on images that are there already
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from common.random import numpy_generator, torch_generator
 from data.config import DataConfig
@@ -27,8 +28,10 @@ from data.pipeline import TrainingData
 from data.skips import BadSample
 from data.write_shards import NewSample, encode_image, write_shards
 from evaluation.cost import seconds_of
+from evaluation.images import CROPS, open_images, png_name, read_input, to_tensor, write_png
 from evaluation.prefetch.format import PrefetchFormat
-from evaluation.prefetch.run import PrefetchOptions, prefetch
+from evaluation.prefetch.run import CROP, PrefetchOptions, prefetch
+from evaluation.reconstruction import INPUT_FOLDER, OUTPUT_FOLDER, Protocol, reconstruct_batch, reconstruct_folder
 
 if TYPE_CHECKING:
     from configs.tokenizer import TokenizerExperiment
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 Pipeline = Callable[[], float]
 
 LOADED_IMAGES = 512  # at least so many are timed on their way through the loader
-PREFETCHED_BATCHES = 4
+BATCHES = 4  # go through a tokenizer
 MADE_UP_IMAGES = 128
 MADE_UP_SIZE = (375, 500)  # height and width, near the mean of ImageNet
 
@@ -103,30 +106,77 @@ def _decode(contents: Sequence[bytes], side: int) -> None:
 def prefetch_pipelines(
     model: nn.Module, kind: PrefetchFormat, config: TokenizerExperiment, device: torch.device, scratch: Path
 ) -> dict[str, Pipeline]:
-    """`prefetch`: made-up photographs in shards -> a folder, all told. `bare_encode`: what it asks of the tokenizer.
+    """`prefetch`: made-up photographs in shards -> a folder, all told. `bare_prefetch`: what it asks of the tokenizer.
+    `prefetch_files`: what one core takes to decode and crop the photographs.
 
     Args:
         kind: what is stored of an image.
     """
     size, side = config.training.batch_size, config.data.resolution
-    count = PREFETCHED_BATCHES * size
+    count = BATCHES * size
     shards = _made_up_shards(scratch / "to-prefetch", count)
     options = PrefetchOptions(side, batch_size=size, rows_per_file=count, workers=max(config.data.workers, 1))
     crop = kind.crop_side(side)
-    generator = torch_generator(0, "benchmark batch")
-    images = torch.randint(0, 256, (size, 3, crop, crop), generator=generator, dtype=torch.uint8).to(device)
-    keys = [str(number) for number in range(size)]
+    images, keys = _made_up_images(size, crop, device)
     folders = (tempfile.mkdtemp(dir=scratch) for _ in itertools.count())
 
-    def run() -> float:
-        return count / seconds_of(lambda: prefetch(model, shards, next(folders), kind, options, device), device)
+    def run() -> None:
+        prefetch(model, shards, next(folders), kind, options, device)
 
     @torch.inference_mode()
     def encode() -> None:
-        for _ in range(PREFETCHED_BATCHES):
+        for _ in range(BATCHES):
             kind.encode(model, images, keys)
 
-    return {"prefetch": run, "bare_encode": lambda: count / seconds_of(encode, device)}
+    def read() -> None:
+        for photograph in open_images(shards).images:
+            CROPS[CROP](read_input(photograph), crop)
+
+    works = {"prefetch": run, "bare_prefetch": encode, "prefetch_files": read}
+    return {name: _images_per_second(work, count, device) for name, work in works.items()}
+
+
+def reconstruct_pipelines(
+    model: nn.Module, config: TokenizerExperiment, device: torch.device, scratch: Path
+) -> dict[str, Pipeline]:
+    """`reconstruct`: made-up photographs in shards -> PNG files of inputs and reconstructions, all told.
+    `bare_reconstruct`: what it asks of the tokenizer. `reconstruct_files`: what one core takes to decode and crop the
+    photographs, and to write two PNG files of each.
+    """
+    size, side = config.training.batch_size, config.data.resolution
+    count = BATCHES * size
+    shards = _made_up_shards(scratch / "to-reconstruct", count)
+    protocol = Protocol(side)
+    images, keys = _made_up_images(size, side, device)
+    folders = (Path(tempfile.mkdtemp(dir=scratch)) for _ in itertools.count())
+
+    def run() -> None:
+        reconstruct_folder(model, shards, next(folders), protocol, batch_size=size, device=device)
+
+    def compute() -> None:
+        for _ in range(BATCHES):
+            reconstruct_batch(model, images, keys, protocol)
+
+    def convert() -> None:
+        folder = next(folders)
+        for photograph in open_images(shards).images:
+            pixels = to_tensor(CROPS[protocol.crop](read_input(photograph), side))
+            for name in (INPUT_FOLDER, OUTPUT_FOLDER):
+                write_png(folder / name / png_name(photograph), pixels)
+
+    works = {"reconstruct": run, "bare_reconstruct": compute, "reconstruct_files": convert}
+    return {name: _images_per_second(work, count, device) for name, work in works.items()}
+
+
+def _images_per_second(work: Callable[[], object], count: int, device: torch.device) -> Pipeline:
+    return lambda: count / seconds_of(work, device)
+
+
+def _made_up_images(count: int, side: int, device: torch.device) -> tuple[Tensor, list[str]]:
+    """uint8 [count, 3, side, side], and their keys."""
+    generator = torch_generator(0, "benchmark batch")
+    images = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+    return images.to(device), [str(number) for number in range(count)]
 
 
 def _made_up_shards(folder: Path, count: int) -> Path:

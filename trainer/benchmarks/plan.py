@@ -101,6 +101,20 @@ def ratio(numerator: str, denominator: str, meaning: str) -> dict[str, FigureRul
     return {f"{numerator}_over_{denominator}": rule}
 
 
+def overlap(pipeline: str) -> dict[str, FigureRule]:
+    """A pipeline over the networks' share of it (`bare_...`), and over this and the files' (`..._files`) in a row."""
+    bare, files = f"bare_{pipeline}", f"{pipeline}_files"
+    one_after_the_other = FigureRule(
+        lambda fastest: fastest[pipeline] * (1 / fastest[bare] + 1 / fastest[files]),
+        "times",
+        f"{pipeline} over networks and files one after the other",
+    )
+    return {
+        **ratio(pipeline, bare, f"{pipeline} over its networks alone"),
+        f"{pipeline}_over_its_parts": one_after_the_other,
+    }
+
+
 # --- what all systems need -------------------------------------------------------------------------------------------
 
 

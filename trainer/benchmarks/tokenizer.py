@@ -22,8 +22,8 @@ from networks.discriminators.backbone import TappedViT
 from networks.discriminators.loading import bare_backbone, load_backbone
 from networks.encoders.loading import empty_encoder, load_encoder
 from networks.interfaces import Features
-from trainer.benchmarks.pipelines import input_pipelines, prefetch_pipelines
-from trainer.benchmarks.plan import Call, Plan, Request, on_one_rank, ratio, require_memory, training_calls
+from trainer.benchmarks.pipelines import input_pipelines, prefetch_pipelines, reconstruct_pipelines
+from trainer.benchmarks.plan import Call, Plan, Request, on_one_rank, overlap, ratio, require_memory, training_calls
 from trainer.dry_run import made_up_features
 from trainer.systems import adversarial
 from trainer.systems.tokenizer import GENERATOR, TokenizerSystem
@@ -163,10 +163,15 @@ def plan_of(
         pipelines |= input_pipelines(request.config.data, config.training.batch_size, request.scratch)
         figures |= ratio("input", "pil", "training input over plain decoding and resizing")
         if subject.encoder_weights == "unknown":
-            left_out["prefetch"] = "the encoder's size is unknown"
+            left_out["prefetch and reconstruct"] = "the encoder's size is unknown"
         else:
             pipelines |= prefetch_pipelines(system.average, kind, config, subject.images.device, request.scratch)
-            figures |= ratio("prefetch", "bare_encode", "encoding in the prefetch over encoding alone")
+            figures |= overlap("prefetch")
+            if config.tokenizer().conditional:
+                left_out["reconstruct"] = "reads no labels"
+            else:
+                pipelines |= reconstruct_pipelines(system.average, config, subject.images.device, request.scratch)
+                figures |= overlap("reconstruct")
     side, count = config.data.resolution, config.training.batch_size
     setting = {
         "inputs": f"{count} image{'s' if count > 1 else ''} of {side} x {side}",
