@@ -108,6 +108,14 @@ def _equivariance_scales_fit(c) -> str | None:
     return None
 
 
+def _recomputes_some_block(c) -> str | None:
+    above = c.training.recompute_above_resolution
+    if above is None or geometry_problem(c, c.data.resolution):
+        return None
+    sides = c.decoder.block_resolutions(c.data.resolution)
+    return None if above < sides[-1] else f"found {above}, expected less than some block has: {sides}; or null."
+
+
 def _conditional_decoder_has_labels(c) -> str | None:
     kinds = ("cls2text", "text") if c.decoder.reads_texts else ("cls2id", "cls2text")
     if c.decoder.conditional and c.data.label_type not in kinds:
@@ -194,6 +202,10 @@ RELATIONS: tuple[Relation, ...] = (
             "encoder.scale_factor",
         ),
         _equivariance_scales_fit,
+    ),
+    Relation(
+        ("training.recompute_above_resolution", "data.resolution", "decoder", "encoder", "latent"),
+        _recomputes_some_block,
     ),
     Relation(("training.share_generator_forward", "training.accumulate_gradients"), _shared_pass_needs_one_micro_batch),
     Relation(("decoder.conditional", "decoder.label_type", "data.label_type"), _conditional_decoder_has_labels),

@@ -97,6 +97,11 @@ class VFMVAETrainingConfig(TokenizerTrainingConfig):
     freeze_below_resolution: PositiveInt = Field(
         32, description="train_the_second_half_decoder trains the blocks above this resolution."
     )
+    recompute_above_resolution: PositiveInt | None = Field(
+        None,
+        description="Decoder blocks above this resolution keep only their layers' inputs for the backward pass, which "
+        "computes the rest again: less memory, more time; null: none.",
+    )
     ema_kimg: NonNegativeFloat = Field(10, description="Half-life of the EMA in thousand images.")
     ema_rampup: PositiveFloat | None = Field(
         0.05, description="The half-life is at most this share of the images seen; null: constant."

@@ -74,6 +74,7 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
     with torch.device("meta"):
         encoder = empty_encoder(config.encoder, config.decoder.reads_texts)
         model = VFMVAETokenizer(config.tokenizer(), encoder)
+    model.decoder.recompute_above(config.training.recompute_above_resolution)
     selection = select_trainable(model, config.training)
     encoder_count = 0 if encoder is None else count_parameters(encoder)
     micro_batch = micro_batch_size(config.training, ranks)

@@ -22,7 +22,7 @@ class ConvNeXtBlock(SynthesisBlock):
         )
 
     def refine(self, x: Tensor, w: Tensor, noise: LayerNoise) -> Tensor:
-        x = self.upsample(x)
+        x = self.run(self.upsample, x)
         for layer in self.layers:
-            x = layer(x, w)
+            x = self.run(layer, x, w)
         return x

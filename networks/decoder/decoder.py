@@ -104,6 +104,11 @@ class Decoder(nn.Module):
             for k in range(c.num_blocks)
         )
 
+    def recompute_above(self, side: int | None) -> None:
+        """Let the blocks of more than `side` pixels keep less for the backward pass; None: let all keep everything."""
+        for block, resolution in zip(self.blocks, self.resolutions, strict=True):
+            block.recomputed = side is not None and resolution > side
+
     def style(
         self,
         expanded: Tensor,

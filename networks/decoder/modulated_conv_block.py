@@ -31,5 +31,5 @@ class ModulatedConvBlock(SynthesisBlock):
 
     def refine(self, x: Tensor, w: Tensor, noise: LayerNoise) -> Tensor:
         for layer in self.layers:
-            x = layer(x, w, noise)
+            x = self.run(layer, x, w, noise)
         return x

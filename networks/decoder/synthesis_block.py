@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from networks.decoder.to_rgb import ToRGB
 from networks.interfaces import Conditioning
@@ -72,12 +74,17 @@ class SynthesisBlock(nn.Module):
     itself the skip sum: image_k = upsample(image_{k-1}) + RGB(x_k).
 
     A kind of block says what `refine` does and which layers it needs for that.
+
+    Attributes:
+        recomputed: of its layers only the inputs are kept for the backward pass, which computes the rest once more
+            (activation checkpointing); False to begin with.
     """
 
     keeps_kernel: ClassVar[bool] = False  # carry the filter also where no image is upsampled
 
     def __init__(self, plan: BlockPlan):
         super().__init__()
+        self.recomputed = False
         self.sums_features = plan.sums_features
         self.build_layers(plan)
         self.attention = nn.ModuleList(
@@ -109,15 +116,21 @@ class SynthesisBlock(nn.Module):
 
     # What all kinds share.
 
+    def run(self, layer: nn.Module, *inputs: Any) -> Tensor:
+        """A layer's output; see `recomputed`."""
+        if self.recomputed and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)  # no layer draws anything
+        return layer(*inputs)
+
     def forward(
         self, x: Tensor, skip: Tensor | None, w: Tensor, conditioning: Conditioning | None, noise: LayerNoise
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(features of the previous block with the latent branch, its skip sum, ...) -> (features, skip sum, image)."""
         x = self.refine(x, w, noise)
         for attention in self.attention:
-            x = attention(x)
+            x = self.run(attention, x)
         for attention in self.cross_attention:
-            x = attention(x, conditioning.tokens, conditioning.mask)
+            x = self.run(attention, x, conditioning.tokens, conditioning.mask)
         if self.sums_features:
             skip = x if skip is None else self.skip_upsample(skip) + x
             return x, skip, self.to_rgb(skip, w)

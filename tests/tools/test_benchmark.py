@@ -175,8 +175,8 @@ def test_the_phase_of_the_discriminators_is_timed_and_is_part_of_the_step(values
     estimate = discriminator_cost(config, 1).flops / 1e9
     for_them = plain["encode"] + plain["decode"] + estimate  # a pass of the tokenizer, and what they compute
     assert plain["encode"] + plain["decode"] < found["discriminator"] < for_them
-    # In the step the frozen encoder runs once. The CPU's attention computes its weights again in the backward pass, which
-    # the estimate does not know.
+    # In the step the frozen encoder runs once. The CPU's attention computes its weights again in the backward pass,
+    # which the estimate does not know.
     assert found["step"] == pytest.approx(plain["step"] + for_them - plain["encoder"], rel=1e-3)
     table = as_table(record)
     assert "its phases: discriminator and generator." in table

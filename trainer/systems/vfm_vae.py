@@ -104,6 +104,7 @@ class VFMVAESystem(TokenizerSystem):
         tokenizer = VFMVAETokenizer(self.config.tokenizer(), encoder, noise=_has_noise(self.config))
         if self.config.training.precision == "fp16" and self.device.type == "cuda":
             tokenizer.decoder.fp16_blocks = self.config.decoder.num_fp16_res
+        tokenizer.decoder.recompute_above(self.config.training.recompute_above_resolution)
         return tokenizer
 
     def select_trainable(self) -> Selection:
