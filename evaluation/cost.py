@@ -17,13 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 def count_flops(call: Callable[[], Any]) -> int:
     """Multiplications and additions of matrix products, convolutions and attention while `call` runs.
 
-    Works on the meta device. It is PyTorch's counter with three corrections: attention and oneDNN's linear layer have
-    kernels of their own on the CPU, which PyTorch leaves out, and in the backward pass of a grouped convolution PyTorch
-    forgets the groups.
+    Works on the meta device. What is compiled runs uncompiled, for a compiled program hides its operations. It is
+    PyTorch's counter with three corrections: attention and oneDNN's linear layer have kernels of their own on the CPU,
+    which PyTorch leaves out, and in the backward pass of a grouped convolution PyTorch forgets the groups.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_CORRECTIONS)
     counter.mod_tracker = _OneSum()
-    with counter:
+    with torch.compiler.set_stance("force_eager"), counter:
         call()
     return counter.get_total_flops()
 

@@ -168,9 +168,9 @@ def _time(
     flops, peaks = {}, {}
     for name, call in calls.items():  # before there are matrices, which would count as memory
         reset_peak_memory(device)
-        flops[name] = call.times * count_flops(call.counted or call.run)
-        if call.counted is not None:
-            call.run()  # what is timed is to be warm
+        flops[name] = call.times * count_flops(call.run)
+        if call.is_compiled:
+            call.run()
         peaks[name] = peak_memory_gb(device)
 
     product = MatrixProduct(gemm_side or _gemm_side(device), device)

@@ -97,6 +97,11 @@ class VFMVAETrainingConfig(TokenizerTrainingConfig):
     freeze_below_resolution: PositiveInt = Field(
         32, description="train_the_second_half_decoder trains the blocks above this resolution."
     )
+    compile: bool = Field(
+        False,
+        description="Compile decoder and discriminators with torch.compile, once for every size of images that is "
+        "drawn, which takes minutes.",
+    )
     recompute_above_resolution: PositiveInt | None = Field(
         None,
         description="Decoder blocks above this resolution keep only their layers' inputs for the backward pass, which "

@@ -60,6 +60,17 @@ class Discriminators(nn.Module):
             parts["stylegan2"] = self.stylegan2
         return parts
 
+    def compile_parts(self) -> None:
+        """Compile the networks, but neither the augmentation, which asks a generator, nor the small heads.
+
+        The spectral norms of a head advance in place from one pass to the next, and a compiled program would keep them
+        as they are, without the copies that the backward pass of the pass before needs.
+        """
+        backbone = None if self.projected is None else self.projected.backbone
+        for network in (backbone, self.patchgan, self.stylegan2):
+            if network is not None:
+                network.compile(dynamic=False)
+
     def forward(
         self,
         images: Tensor,

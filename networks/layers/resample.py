@@ -74,5 +74,16 @@ class BlurUpsampler(nn.Module):
 
     def _blur(self, x: Tensor) -> Tensor:
         before, after = (self.blur_kernel.shape[-1] - 1) // 2, self.blur_kernel.shape[-1] // 2
-        x = F.pad(x, (before, after, before, after), mode="replicate")
+        x = replicate_edges(x, before, after)
         return F.conv2d(x, self.blur_kernel.to(x.dtype), groups=x.shape[1])
+
+
+def replicate_edges(x: Tensor, before: int, after: int) -> Tensor:
+    """[B, C, H, W] -> [B, C, before + H + after, before + W + after], outside of which the edge goes on."""
+    if not torch.compiler.is_compiling():
+        return F.pad(x, (before, after, before, after), mode="replicate")
+    # The compiler (torch 2.14) mistakes the memory layout of this padding's gradient where that is channels-last.
+    for dim in (2, 3):
+        first, last = x.narrow(dim, 0, 1), x.narrow(dim, x.shape[dim] - 1, 1)
+        x = torch.cat([first] * before + [x] + [last] * after, dim)
+    return x

@@ -55,17 +55,11 @@ def _sampling(system: GPTSystem, batch: TokenBatch) -> dict[str, Call]:
     c, sample, device = system.config.network, system.config.sample, system.device
     network = copy.deepcopy(system.average)  # whose precision may become another one
     sampler = TokenSamples(network, sample, system.kind)
-    counting = sampler
-    if sample.compile:
-        counting = TokenSamples(network, sample.model_copy(update={"compile": False}), system.kind)
     tokens, labels = batch.tokens.to(device), batch.labels.to(device)
     draws = token_draws(batch.positions, c.block_size, seed=0).to(device)
 
     def sampled(count: int) -> Call:
-        return Call(
-            lambda: sampler.generate(labels, draws[:, :count]),
-            counted=(lambda: counting.generate(labels, draws[:, :count])) if sample.compile else None,
-        )
+        return Call(lambda: sampler.generate(labels, draws[:, :count]), is_compiled=sample.compile)
 
     # The middles of equal parts of the sequence. As a pass takes more than its share with every token that joins, the
     # sum over them is, if anything, too small.

@@ -50,12 +50,12 @@ class Call:
     Attributes:
         run: does it once.
         times: what `run` does is a sample of the part, which takes so many times as long.
-        counted: does the same where FLOPs can be counted, which a compiled program hides; None: `run` itself.
+        is_compiled: it runs compiled programs, which counting FLOPs does not warm up.
     """
 
     run: Callable[[], Any]
     times: float = 1.0
-    counted: Callable[[], Any] | None = None
+    is_compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,14 +172,18 @@ def training_calls(
     """
     trainer = Trainer(config, system, _NoData(), device)
     phases = [phase for phase in system.phases if system.takes_part(phase, trainer.nimg)]
-    calls = {phase.name: Call(lambda phase=phase: trainer.train_phase(phase, [batch], {})) for phase in phases}
+    is_compiled = getattr(config.training, "compile", False)
+    calls = {
+        phase.name: Call(lambda phase=phase: trainer.train_phase(phase, [batch], {}), is_compiled=is_compiled)
+        for phase in phases
+    }
 
     def step() -> None:
         trainer.train_step(itertools.repeat(batch))
         if trainer.guard.in_a_row > 0:
             left_out["optimiser"] = "the guard refused the step on made-up data; its update and the EMA did not run"
 
-    return calls | {"step": Call(step)}
+    return calls | {"step": Call(step, is_compiled=is_compiled)}
 
 
 def require_memory(needed: float, batch_size: int, device: torch.device) -> None:

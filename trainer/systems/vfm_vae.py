@@ -97,6 +97,10 @@ class VFMVAESystem(TokenizerSystem):
         self._features: dict[tuple[int, int, float], Features] = {}
         if self.adversary is not None:
             self.phases.insert(0, self.adversary.phase)
+        if config.training.compile:
+            self.tokenizer.decoder.compile(fullgraph=True, dynamic=False)
+            if self.adversary is not None:
+                self.adversary.discriminators.compile_parts()
 
     # --- what is trained -----------------------------------------------------------------------------------------
 

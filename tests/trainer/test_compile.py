@@ -1,0 +1,63 @@
+"""`training.compile`: decoder and discriminators as compiled programs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.tiny import fill_weights
+from tests.trainer.conftest import build_trainer
+from tests.trainer.test_adversarial import AT, BOTH
+
+SMALL = {"data.resolution": 32, "decoder.num_blocks": 3, "equivariance.use_equivariance_regularization": False}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def gradients_of_a_step(config) -> dict[str, torch.Tensor]:
+    trainer = build_trainer(config)
+    fill_weights(trainer.system.tokenizer)
+    system, batch = trainer.system, next(trainer.data.micro_batches(0))
+    networks = {"tokenizer": system.tokenizer, "discriminators": system.adversary.discriminators}
+    for phase in system.phases:
+        system.backward(phase, batch, AT)
+    return {
+        f"{network}.{name}": p.grad.clone()
+        for network, module in networks.items()
+        for name, p in module.named_parameters()
+        if p.grad is not None
+    }
+
+
+def compare(make_config, monkeypatch, backend: str, changes) -> None:
+    """Compiled and not: the same names, hence checkpoints, and the same gradients up to rounding."""
+    whole = []
+    compile_module = torch.nn.Module.compile
+
+    def spied(module, *arguments, **options):
+        whole.append((type(module).__name__, options.get("fullgraph", False)))
+        compile_module(module, *arguments, backend=backend, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", spied)
+    changes = {**SMALL, **BOTH, **changes}
+    plain = gradients_of_a_step(make_config(changes=changes))
+    compiled = gradients_of_a_step(make_config(changes={**changes, "training.compile": True}))
+    assert ("Decoder", True) in whole and {"PatchGAN", "TappedViT"} <= {name for name, _ in whole}
+    assert plain.keys() == compiled.keys()
+    for name, expected in plain.items():
+        torch.testing.assert_close(compiled[name], expected, rtol=1e-2, atol=1e-3 * expected.abs().max().item())
+
+
+def test_the_decoder_is_one_program_without_breaks(make_config, monkeypatch) -> None:
+    """`fullgraph` makes a break an error; what the graph computes is left to PyTorch here, for speed."""
+    compare(make_config, monkeypatch, "eager", {"training.recompute_above_resolution": 8})
+
+
+@pytest.mark.slow
+def test_compiled_networks_have_the_gradients_of_others(make_config, monkeypatch) -> None:
+    compare(make_config, monkeypatch, "inductor", {})
