@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from common.config import Source
@@ -17,6 +18,7 @@ from networks.vfm_vae import VFMVAETokenizer
 from tests.tiny import tiny_values, tiny_vfmtok_values
 from tests.trainer.ar.tiny_runs import run_values
 from tests.trainer.conftest import merged
+from tests.trainer.test_adversarial import STYLEGAN_T
 from trainer.benchmarks import BENCHMARKS
 from trainer.benchmarks.plan import Request
 from trainer.systems import SYSTEMS
@@ -51,6 +53,25 @@ def test_vfm_vae_computes_no_more_than_it_did(tiny_encoder, tmp_path):
     values["losses"]["multiscale_pixel"] = {"weights": {16: 0.1, 8: 0.1}}
     counts = {"encode": 20_189_184, "decode": 59_490_816, "step": 224_368_128}
     assert flops(values, *counts) == counts
+
+
+@pytest.mark.parametrize(
+    ("switches", "count"),
+    [
+        ({}, 1_041_987_072),
+        ({"training.share_decoder_backward": True}, 968_070_144),
+        ({"training.share_decoder_backward": True, "training.share_generator_forward": True}, 898_613_760),
+    ],
+)
+def test_a_step_against_a_discriminator_computes_no_more_than_it_did(tiny_encoder, tmp_path, switches, count):
+    changes = {
+        "data.resolution": 32,
+        "decoder.num_blocks": 3,
+        "losses.multiscale_pixel": None,
+        **STYLEGAN_T,
+        **switches,
+    }
+    assert flops(merged(tiny_values(tiny_encoder, tmp_path, tmp_path), changes), "step") == {"step": count}
 
 
 def test_vfmtok_computes_no_more_than_it_did(tiny_encoder, tmp_path):
