@@ -23,9 +23,10 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager:
 def frozen_precision(device: torch.device) -> Iterator[None]:
     """How frozen pretrained models run, without gradients.
 
-    On CUDA under bf16 autocast. On the CPU so too if the computation around them is, else in fp32.
+    On CUDA under bf16 autocast. On the CPU so too if the computation around them is in bf16, else in fp32.
     """
-    if device.type == "cuda" or (device.type == "cpu" and torch.is_autocast_enabled("cpu")):
+    around_is_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    if device.type == "cuda" or (device.type == "cpu" and around_is_bf16):
         with torch.autocast(device.type, dtype=torch.bfloat16):
             yield
     else:

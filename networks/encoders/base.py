@@ -24,7 +24,7 @@ class VisionEncoder(nn.Module):
     """A frozen vision foundation model: images -> token maps of chosen layers.
 
     A family says how its images are resized and normalised, loads its backbone, and runs it. Always in eval mode and
-    without gradients; on CUDA under bf16 autocast with fp32 weights; features leave it in fp32.
+    without gradients, with fp32 weights; see `frozen_precision`. Features leave it in fp32.
 
     Args:
         backbone: the pretrained model.

@@ -19,7 +19,7 @@ MAX_TOKENS = 64
 class TextEncoder(nn.Module):
     """A frozen text model: texts -> embeddings of their tokens and one of the whole.
 
-    Always in eval mode and without gradients; on CUDA under bf16 autocast with fp32 weights; embeddings are fp32.
+    Always in eval mode and without gradients, with fp32 weights; see `frozen_precision`. Embeddings are fp32.
 
     Args:
         backbone: a text model of the transformers library with a pooled output.
