@@ -121,7 +121,8 @@ def test_target_encoders_of_reg_are_loaded_or_random_or_stood_for(tmp_path):
 def test_pipelines_are_compared_with_the_work_alone(tokenizer, tiny_encoder, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setattr(pipelines, "LOADED_IMAGES", 8)
     monkeypatch.setattr(pipelines, "MADE_UP_IMAGES", 4)
-    monkeypatch.setattr(pipelines, "BATCHES", 1)
+    monkeypatch.setattr(pipelines, "NETWORK_SECONDS", 0.0)
+    monkeypatch.setattr(pipelines, "FEWEST_BATCHES", 1)
     data = tiny_data if tokenizer is tiny_values else tmp_path / "no data"
     record = record_of(tokenizer(tiny_encoder, data, tmp_path), pipelines=True)
     rates = {name: pipeline["images_per_second"] for name, pipeline in record["pipelines"].items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import math
 import multiprocessing
 import tempfile
 import time
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 Pipeline = Callable[[], float]
 
 LOADED_IMAGES = 512  # at least so many are timed on their way through the loader
-BATCHES = 4  # go through a tokenizer
+NETWORK_SECONDS = 5.0  # at least so long the networks of a pipeline are at work
+FEWEST_BATCHES = 4  # and on so many batches
 MADE_UP_IMAGES = 128
 MADE_UP_SIZE = (375, 500)  # height and width, near the mean of ImageNet
 
@@ -113,20 +115,25 @@ def prefetch_pipelines(
         kind: what is stored of an image.
     """
     size, side = config.training.batch_size, config.data.resolution
-    count = BATCHES * size
-    shards = _made_up_shards(scratch / "to-prefetch", count)
-    options = PrefetchOptions(side, batch_size=size, rows_per_file=count, workers=max(config.data.workers, 1))
     crop = kind.crop_side(side)
     images, keys = _made_up_images(size, crop, device)
+
+    @torch.inference_mode()
+    def encode_batch() -> None:
+        kind.encode(model, images, keys)
+
+    batches = _enough_batches(encode_batch, device)
+    count = batches * size
+    shards = _made_up_shards(scratch / "to-prefetch", count)
+    options = PrefetchOptions(side, batch_size=size, rows_per_file=count, workers=max(config.data.workers, 1))
     folders = (tempfile.mkdtemp(dir=scratch) for _ in itertools.count())
 
     def run() -> None:
         prefetch(model, shards, next(folders), kind, options, device)
 
-    @torch.inference_mode()
     def encode() -> None:
-        for _ in range(BATCHES):
-            kind.encode(model, images, keys)
+        for _ in range(batches):
+            encode_batch()
 
     def read() -> None:
         for photograph in open_images(shards).images:
@@ -144,17 +151,18 @@ def reconstruct_pipelines(
     photographs, and to write two PNG files of each.
     """
     size, side = config.training.batch_size, config.data.resolution
-    count = BATCHES * size
-    shards = _made_up_shards(scratch / "to-reconstruct", count)
     protocol = Protocol(side)
     images, keys = _made_up_images(size, side, device)
+    batches = _enough_batches(lambda: reconstruct_batch(model, images, keys, protocol), device)
+    count = batches * size
+    shards = _made_up_shards(scratch / "to-reconstruct", count)
     folders = (Path(tempfile.mkdtemp(dir=scratch)) for _ in itertools.count())
 
     def run() -> None:
         reconstruct_folder(model, shards, next(folders), protocol, batch_size=size, device=device)
 
     def compute() -> None:
-        for _ in range(BATCHES):
+        for _ in range(batches):
             reconstruct_batch(model, images, keys, protocol)
 
     def convert() -> None:
@@ -166,6 +174,16 @@ def reconstruct_pipelines(
 
     works = {"reconstruct": run, "bare_reconstruct": compute, "reconstruct_files": convert}
     return {name: _images_per_second(work, count, device) for name, work in works.items()}
+
+
+def _enough_batches(work: Callable[[], object], device: torch.device) -> int:
+    """How many batches it takes for what a pipeline does once, to start and to end, not to matter.
+
+    Args:
+        work: what the networks do with one batch.
+    """
+    work()
+    return max(FEWEST_BATCHES, math.ceil(NETWORK_SECONDS / seconds_of(work, device)))
 
 
 def _images_per_second(work: Callable[[], object], count: int, device: torch.device) -> Pipeline:
