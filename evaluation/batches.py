@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
+
+import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+
+class Turns:
+    """Lets files wait while a network computes on all cores of the CPU.
+
+    Every operation of a network waits for its slowest thread, so a file that is decoded on one of the cores meanwhile
+    costs more than its own time (docs/performance.md). With a GPU, or a core to spare, both are worked on at once.
+
+    Args:
+        device: where the network computes.
+    """
+
+    def __init__(self, device: torch.device):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._apart = device.type == "cpu" and torch.get_num_threads() >= cores
+        self._files = threading.Event()
+        self._files.set()
+
+    def of_files(self, work: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        """The same work, which does not begin while it is the network's turn."""
+
+        def wait_and_work(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+            self._files.wait()
+            return work(*arguments, **options)
+
+        return wait_and_work
+
+    @contextlib.contextmanager
+    def of_network(self) -> Iterator[None]:
+        """In here the network computes, and waits for no file."""
+        if self._apart:
+            self._files.clear()
+        try:
+            yield
+        finally:
+            self._files.set()
 
 
 def read_ahead(

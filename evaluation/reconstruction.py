@@ -28,7 +28,7 @@ from common import distributed
 from common.errors import DataError, UserError
 from common.files import write_json_atomically
 from common.value_range import signed_to_unit, unit_to_uint8
-from evaluation.batches import fill_up, in_batches, read_ahead
+from evaluation.batches import Turns, fill_up, in_batches, read_ahead
 from evaluation.images import (
     CROPS,
     ImageSet,
@@ -145,9 +145,12 @@ def reconstruct_share(
     Returns: the images that could not be read.
     """
     output_dir = Path(output_dir)
+    turns = Turns(device)
+    write = turns.of_files(write_png)
     unreadable: list[Unreadable] = []
     progress = tqdm(total=len(images), unit="image", disable=not show_progress, smoothing=0.1)
 
+    @turns.of_files
     def read(image: InputImage) -> Crop | Unreadable:
         try:
             return Crop(image, to_tensor(CROPS[protocol.crop](read_input(image), protocol.resolution)))
@@ -168,11 +171,12 @@ def reconstruct_share(
         for batch in in_batches(crops(read_ahead(readers, read, images, ahead=2 * batch_size + workers)), batch_size):
             filled = fill_up(batch, batch_size)
             pixels = torch.stack([crop.pixels for crop in filled]).to(device)
-            outputs = reconstruct_batch(model, pixels, [crop.image.key for crop in filled], protocol).cpu()
+            with turns.of_network():
+                outputs = reconstruct_batch(model, pixels, [crop.image.key for crop in filled], protocol).cpu()
             for crop, output in zip(batch, outputs):
                 for folder, content in ((INPUT_FOLDER, crop.pixels), (OUTPUT_FOLDER, output)):
                     path = output_dir / folder / png_name(crop.image)
-                    pending.append(writers.submit(write_png, path, content))
+                    pending.append(writers.submit(write, path, content))
             while len(pending) > 4 * batch_size:
                 pending.popleft().result()
             progress.update(len(batch))

@@ -39,7 +39,7 @@ from data.decode import decode_image
 from data.prefetch_index import INDEX_FILE, read_index
 from data.skips import BadSample, Skip, count_by_kind_and_shard
 from data.sources import SampleSource
-from evaluation.batches import fill_up, in_batches, read_ahead
+from evaluation.batches import Turns, fill_up, in_batches, read_ahead
 from evaluation.images import CROPS, open_shards, to_tensor
 from evaluation.output_folder import tool_versions
 from evaluation.prefetch.format import Batch, Encoded, PrefetchFormat
@@ -328,7 +328,9 @@ def _encoded_batches(job: _Job, part: Part, skips: list[Skip], progress: tqdm) -
     reading = threading.Lock()  # a source is made for one reader
     side = job.kind.crop_side(job.options.resolution)
     size, workers = job.options.batch_size, job.options.workers
+    turns = Turns(job.device)
 
+    @turns.of_files
     def read(number: int) -> _Crop | Skip:
         try:
             with reading:
@@ -352,7 +354,8 @@ def _encoded_batches(job: _Job, part: Part, skips: list[Skip], progress: tqdm) -
         for batch in in_batches(crops(results), size):
             filled = fill_up(batch, size)
             images = torch.stack([crop.image for crop in filled])
-            encoded = job.kind.encode(job.model, images.to(job.device), [crop.key for crop in filled])
+            with turns.of_network():
+                encoded = job.kind.encode(job.model, images.to(job.device), [crop.key for crop in filled])
             keys, labels = [crop.key for crop in batch], [crop.label for crop in batch]
             yield Batch(keys, labels, images[: len(batch)]), encoded.first(len(batch))
 

@@ -125,7 +125,7 @@ def prefetch_pipelines(
     batches = _enough_batches(encode_batch, device)
     count = batches * size
     shards = _made_up_shards(scratch / "to-prefetch", count)
-    options = PrefetchOptions(side, batch_size=size, rows_per_file=count, workers=max(config.data.workers, 1))
+    options = PrefetchOptions(side, batch_size=size, rows_per_file=count)
     folders = (tempfile.mkdtemp(dir=scratch) for _ in itertools.count())
 
     def run() -> None:
