@@ -232,6 +232,11 @@ class VFMVAEExperiment(TokenizerExperiment):
 
     RELATIONS: ClassVar = RELATIONS
     PATHS: ClassVar = (*TokenizerExperiment.PATHS, "losses.clip.clip_path")
+    MAY_CHANGE: ClassVar = (
+        *TokenizerExperiment.MAY_CHANGE,
+        "training.compile",
+        "training.recompute_above_resolution",
+    )
 
     system: Literal["vfm_vae"] = Field("vfm_vae", description="What is trained.")
     run: RunConfig

@@ -362,6 +362,29 @@ def test_the_shared_base_of_the_stages_lacks_only_the_folder_of_the_run():
     assert lines[1:] == ["run.run_dir: missing. It has no default; give it a value."]
 
 
+def test_a_preset_lies_between_the_file_and_the_overrides():
+    plain = load_config(STAGE_0).config
+    fast = load_config(STAGE_0, ["training.precision=fp32"], presets=["fast"]).config
+    assert (plain.training.precision, fast.training.precision) == ("fp16", "fp32")
+    shared = ("share_generator_forward", "share_decoder_backward", "channels_last", "fused_optimizer")
+    assert not any(getattr(plain.training, name) for name in shared)
+    assert all(getattr(fast.training, name) for name in shared)
+    assert dump(fast) | {"training": None} == dump(plain) | {"training": None}
+
+
+def test_a_preset_of_another_system_is_refused_by_key_and_file():
+    with pytest.raises(ConfigError, match=r"training\.share_decoder_backward: unknown key.*presets/fast\.yaml"):
+        load_config(CONFIGS / "lightningdit_xl1_stage_0.yaml", presets=["fast"])
+
+
+def test_recomputed_blocks_must_exist():
+    lines = report_of(STAGE_0, ["training.recompute_above_resolution=256"])
+    assert lines[1:] == [
+        "training.recompute_above_resolution: found 256, expected less than some block has: [8, 16, 32, 64, 128, 256]; "
+        "or null. (given in --set)"
+    ]
+
+
 # --- dump and load -------------------------------------------------------------------------------------------------
 
 
