@@ -158,6 +158,9 @@ def _step_cost(
     judges_flops = judges.flops
     if not config.training.share_generator_forward:  # a pass of the tokenizer for them alone, on the same features
         judges_flops += forward
+        levels = made_up_features(config, batch, torch.device("meta")).levels
+        features = sum(level.numel() * level.element_size() for level in levels)
+        judges_memory += config.training.accumulate_gradients * features  # kept from their phase to the tokenizer's
     return StepCost(memory + judges_memory, flops + judges_flops, judges_memory, judges_flops)
 
 
