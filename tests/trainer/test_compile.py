@@ -50,7 +50,8 @@ def compare(make_config, monkeypatch, backend: str, changes) -> None:
     assert ("Decoder", True) in whole and {"PatchGAN", "TappedViT"} <= {name for name, _ in whole}
     assert plain.keys() == compiled.keys()
     for name, expected in plain.items():
-        torch.testing.assert_close(compiled[name], expected, rtol=1e-2, atol=1e-3 * expected.abs().max().item())
+        # By the norm: rounding may turn the sign of an L1 term's gradient at a pixel.
+        assert (compiled[name] - expected).norm() <= 1e-2 * expected.norm(), name
 
 
 def test_the_decoder_is_one_program_without_breaks(make_config, monkeypatch) -> None:
