@@ -36,22 +36,24 @@ def gradients_of_a_step(config) -> dict[str, torch.Tensor]:
 
 def compare(make_config, monkeypatch, backend: str, changes) -> None:
     """Compiled and not: the same names, hence checkpoints, and the same gradients up to rounding."""
-    whole = []
+    seen = []
     compile_module = torch.nn.Module.compile
 
     def spied(module, *arguments, **options):
-        whole.append((type(module).__name__, options.get("fullgraph", False)))
+        seen.append((type(module).__name__, options.get("fullgraph", False)))
         compile_module(module, *arguments, backend=backend, **options)
 
     monkeypatch.setattr(torch.nn.Module, "compile", spied)
     changes = {**SMALL, **BOTH, **changes}
     plain = gradients_of_a_step(make_config(changes=changes))
     compiled = gradients_of_a_step(make_config(changes={**changes, "training.compile": True}))
-    assert ("Decoder", True) in whole and {"PatchGAN", "TappedViT"} <= {name for name, _ in whole}
+    assert ("Decoder", True) in seen and {"PatchGAN", "TappedViT"} <= {name for name, _ in seen}
     assert plain.keys() == compiled.keys()
+    whole = torch.stack([expected.norm() for expected in plain.values()]).norm()
     for name, expected in plain.items():
-        # By the norm: rounding may turn the sign of an L1 term's gradient at a pixel.
-        assert (compiled[name] - expected).norm() <= 1e-2 * expected.norm(), name
+        # By the norm, for rounding may turn the sign of an L1 term's gradient at a pixel; and with some room for
+        # gradients that cancel almost.
+        assert (compiled[name] - expected).norm() <= 1e-2 * expected.norm() + 1e-4 * whole, name
 
 
 def test_the_decoder_is_one_program_without_breaks(make_config, monkeypatch) -> None:
