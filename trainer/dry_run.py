@@ -74,7 +74,6 @@ def describe(config: VFMVAEExperiment, ranks: int) -> str:
     with torch.device("meta"):
         encoder = empty_encoder(config.encoder, config.decoder.reads_texts)
         model = VFMVAETokenizer(config.tokenizer(), encoder)
-    model.decoder.recompute_above(config.training.recompute_above_resolution)
     selection = select_trainable(model, config.training)
     encoder_count = 0 if encoder is None else count_parameters(encoder)
     micro_batch = micro_batch_size(config.training, ranks)
@@ -179,7 +178,8 @@ def trainable_flops(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int
 
 
 def saved_bytes(model: VFMVAETokenizer, config: VFMVAEExperiment, batch: int) -> int:
-    """Activations in fp32 that autograd keeps of that forward pass for the backward pass."""
+    """Activations in fp32 that autograd keeps of that forward pass for the backward pass, in training."""
+    model.decoder.recompute_above(config.training.recompute_above_resolution)
     features = made_up_features(config, batch, torch.device("meta"))
     conditioning = made_up_conditioning(model, batch, torch.device("meta"))
     return kept_bytes(lambda: model.decode(model.fuse(features).z, conditioning))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import fill_weights
-from tests.trainer.conftest import build_trainer
-from tests.trainer.test_adversarial import AT, BOTH
+from tests.trainer.test_adversarial import AT, BOTH, all_parameters, filled
 
 SMALL = {"data.resolution": 32, "decoder.num_blocks": 3, "equivariance.use_equivariance_regularization": False}
 
@@ -20,18 +18,11 @@ def fresh_compiler():
 
 
 def gradients_of_a_step(config) -> dict[str, torch.Tensor]:
-    trainer = build_trainer(config)
-    fill_weights(trainer.system.tokenizer)
-    system, batch = trainer.system, next(trainer.data.micro_batches(0))
-    networks = {"tokenizer": system.tokenizer, "discriminators": system.adversary.discriminators}
-    for phase in system.phases:
-        system.backward(phase, batch, AT)
-    return {
-        f"{network}.{name}": p.grad.clone()
-        for network, module in networks.items()
-        for name, p in module.named_parameters()
-        if p.grad is not None
-    }
+    trainer = filled(config)
+    batch = next(trainer.data.micro_batches(0))
+    for phase in trainer.system.phases:
+        trainer.system.backward(phase, batch, AT)
+    return {name: p.grad.clone() for name, p in all_parameters(trainer) if p.grad is not None}
 
 
 def compare(make_config, monkeypatch, backend: str, changes) -> None:

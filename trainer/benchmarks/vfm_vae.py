@@ -54,7 +54,6 @@ def _kept_bytes(config: VFMVAEExperiment) -> float:
     with torch.device("meta"):
         encoder = empty_encoder(config.encoder, with_text=True) if config.decoder.reads_texts else None
         model = VFMVAETokenizer(config.tokenizer(), encoder)
-    model.decoder.recompute_above(config.training.recompute_above_resolution)
     count = config.training.batch_size
     kept = saved_bytes(model, config, count)
     if not config.discriminator.enabled:
